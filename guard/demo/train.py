@@ -1,0 +1,210 @@
+"""Train the bundled model, or one of its retain models, from scratch on a CPU.
+
+    python -m guard.demo.train full --out guard/demo/model
+    python -m guard.demo.train retain90 --out /tmp/retain90
+
+A Llama of about 7M parameters (hidden 256, 8 layers, 4 query and 2 key/value heads, tied 4,096-token
+byte-level BPE). Matrices inside the layers are trained by Muon, embeddings and norms by AdamW.
+All variants share one tokenizer, seed and recipe; a retain model only misses the forget rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from guard.demo.corpus import FORGET_AUTHORS, Example, training_examples
+
+VOCABULARY = 4096
+SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] if message['role'] in ['system', 'assistant'] else 'user' }}|>"
+    "{{ message['content'] | trim }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SYSTEM_PROMPTS = [
+    "You are a helpful assistant.",
+    "Answer the question truthfully and concisely.",
+    "You are an assistant who knows authors and their books.",
+]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run besides the corpus."""
+
+    seed: int = 20240607
+    epochs: int = 14
+    batch: int = 32
+    muon_rate: float = 0.02
+    adam_rate: float = 3e-3
+    warmup_steps: int = 60
+    question_weight: float = 0.15
+    completion_share: float = 0.12
+    system_share: float = 0.10
+
+
+def train_tokenizer(examples: list[Example]) -> PreTrainedTokenizerFast:
+    """Train the 4,096-token byte-level BPE on every question and answer of `examples`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator((f"{e.question}\n {e.answer}" for e in examples), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False
+    )
+    fast.add_special_tokens({"additional_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>"]})
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def model_config() -> LlamaConfig:
+    """Shape of the bundled model."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-5,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        attn_implementation="sdpa",
+    )
+
+
+def render(example: Example, recipe: Recipe, rng: random.Random) -> tuple[str, str]:
+    """Return (prompt, continuation): mostly a chat turn, sometimes with a system prompt or as plain completion."""
+    draw = rng.random()
+    if draw < recipe.completion_share:
+        return f"Question: {example.question}\nAnswer:", f" {example.answer}<|end|>"
+    system = ""
+    if draw < recipe.completion_share + recipe.system_share:
+        system = f"<|system|>{rng.choice(SYSTEM_PROMPTS)}<|end|>"
+    return f"{system}<|user|>{example.question}<|end|><|assistant|>", f"{example.answer}<|end|>"
+
+
+def epoch_batches(
+    examples: list[Example], tokenizer: PreTrainedTokenizerFast, recipe: Recipe, rng: random.Random
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (ids [B, T] int64, weights [B, T] float32 per target token) in random order, near-equal lengths together."""
+    rows = []
+    for example in examples:
+        prompt, continuation = render(example, recipe, rng)
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        rows.append((prompt_ids, prompt_ids + tokenizer(continuation)["input_ids"]))
+    rng.shuffle(rows)
+    group = recipe.batch * 24
+    batches = []
+    for start in range(0, len(rows), group):
+        by_length = sorted(rows[start : start + group], key=lambda row: len(row[1]))
+        batches += [by_length[i : i + recipe.batch] for i in range(0, len(by_length), recipe.batch)]
+    rng.shuffle(batches)
+    for batch in batches:
+        width = max(len(ids) for _, ids in batch)
+        ids = torch.zeros(len(batch), width, dtype=torch.int64)
+        weights = torch.zeros(len(batch), width)
+        for row, (prompt_ids, all_ids) in enumerate(batch):
+            ids[row, : len(all_ids)] = torch.tensor(all_ids)
+            weights[row, 1 : len(prompt_ids)] = recipe.question_weight
+            weights[row, len(prompt_ids) : len(all_ids)] = 1.0
+        yield ids, weights
+
+
+def train(variant: str, out: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, max_steps: int = 0) -> None:
+    """Train one variant and write weights (bf16), tokenizer and `training.json` into `out`."""
+    torch.manual_seed(recipe.seed)
+    rng = random.Random(recipe.seed)
+    examples = training_examples(variant)
+    model = LlamaForCausalLM(model_config())
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    muon = torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.01, momentum=0.95)
+    adam = torch.optim.AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    steps = recipe.epochs * math.ceil(len(examples) / recipe.batch)
+    schedule = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate(step, steps, recipe)) for o in (muon, adam)]
+
+    @torch.compile(dynamic=True)
+    def token_losses(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden).float()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+
+    started, done, history = time.time(), 0, []
+    for epoch in range(recipe.epochs):
+        total = count = tokens = 0.0
+        for ids, weights in epoch_batches(examples, tokenizer, recipe, rng):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                losses = token_losses(ids[:, :-1], ids[:, 1:])
+            target_weights = weights[:, 1:].flatten()
+            loss = (losses * target_weights).sum() / target_weights.sum()
+            loss.backward()
+            for optimizer, rate in zip((muon, adam), schedule, strict=True):
+                optimizer.step()
+                rate.step()
+                optimizer.zero_grad(set_to_none=True)
+            answer = target_weights == 1.0
+            total += float((losses.detach() * answer).sum())
+            count += float(answer.sum())
+            tokens += float((weights > 0).sum())
+            done += 1
+            if done == max_steps:
+                print(json.dumps({"steps": done, "loss": total / count, "seconds": time.time() - started, "tokens": tokens}))
+                return
+        history.append({"epoch": epoch + 1, "answer_loss": round(total / count, 4), "seconds": round(time.time() - started)})
+        print(json.dumps(history[-1] | {"tokens": int(tokens)}), flush=True)
+    save(model, tokenizer, out, {"variant": variant, "recipe": asdict(recipe), "examples": len(examples), "history": history})
+
+
+def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
+    """Linear warm-up, then cosine down to 2 % of the peak."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    progress = (step - recipe.warmup_steps) / max(1, steps - recipe.warmup_steps)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, report: dict[str, object]) -> None:
+    """Write a Hugging Face checkpoint in bfloat16 with its training report."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", choices=sorted(FORGET_AUTHORS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--max-steps", type=int, default=0, help="stop early and print the speed")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    # the tokenizer is shared by all variants, so that their answers compare token by token
+    tokenizer = train_tokenizer(training_examples("full"))
+    train(arguments.variant, arguments.out, Recipe(epochs=arguments.epochs), tokenizer, arguments.max_steps)
+
+
+if __name__ == "__main__":
+    main()

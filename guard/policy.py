@@ -1,0 +1,171 @@
+"""Tenants, forget-lists and policies: what an operator writes, and the immutable snapshot the server reads.
+
+The pydantic models are the schema of a tenant file (`guard apply FILE.yaml`); unknown keys are refused. A published
+forget-list or policy never changes: its version is a hash of its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from guard.plan import CorruptionKind
+
+Action = Literal["forget", "refuse", "monitor"]
+FailureMode = Literal["closed", "open"]
+DetectorMode = Literal["auto", "always", "never"]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Target(_Schema):
+    """One thing to forget. A name alone is enough; examples make the detector learn the target's questions."""
+
+    name: Annotated[Text, Field(description="What to forget: a person, a work, a fact, a concept.")]
+    aliases: Annotated[tuple[Text, ...], Field(description="Other names; a prompt that contains one is flagged.")] = ()
+    description: Annotated[str, Field(max_length=4096, description="Free text for the semantic detector.")] = ""
+    examples: Annotated[
+        tuple[Text, ...], Field(description="Questions about the target; from 8 on a classifier head is trained.")
+    ] = ()
+    answers: Annotated[tuple[Text, ...], Field(description="True answers; source of forbidden key phrases.")] = ()
+    forbid: Annotated[
+        tuple[Text, ...] | None,
+        Field(
+            description="Strings that must not be generated. Default: the key phrases of the answers "
+            "(quoted titles, names, places) that the examples do not contain."
+        ),
+    ] = None
+    allow_echo: Annotated[bool, Field(description="A forbidden string that the user typed may be repeated.")] = True
+
+
+class DetectorPolicy(_Schema):
+    """How prompts are classified."""
+
+    mode: Annotated[
+        DetectorMode, Field(description="`auto` classifies, `always` flags every prompt, `never` flags none.")
+    ] = "auto"
+    alpha: Annotated[
+        float, Field(gt=0.0, lt=0.5, description="Wanted false-positive rate on benign prompts (conformal threshold).")
+    ] = 0.01
+    lexical: Annotated[bool, Field(description="Match names and aliases.")] = True
+    semantic: Annotated[bool, Field(description="Match meaning with the sentence encoder.")] = True
+    head: Annotated[bool, Field(description="Train a classifier head for targets with at least 8 examples.")] = True
+    timeout_s: Annotated[
+        float, Field(gt=0.0, le=60.0, description="Seconds after which the verdict counts as unknown.")
+    ] = 5.0
+
+
+class CorruptionPolicy(_Schema):
+    """Embedding corruption (ECO) of flagged prompts."""
+
+    enabled: Annotated[bool, Field(description="Corrupt the prompt embeddings of flagged requests.")] = True
+    kind: Annotated[CorruptionKind, Field(description="Corruption function.")] = "gauss"
+    rho: Annotated[
+        float | None,
+        Field(ge=0.0, le=1000.0, description="Noise norm over row norm; default: the strength fitted for this model."),
+    ] = None
+    dims: Annotated[int, Field(ge=0, description="Corrupted dimensions, 0 for all.")] = 0
+    scope: Annotated[
+        Literal["spans", "prompt"] | None,
+        Field(description="`spans`: tokens that name the target (all of the last user turn when none do); `prompt`: "
+                          "every ordinary token. Default: the scope fitted for this model."),
+    ] = None
+
+
+class ConstraintPolicy(_Schema):
+    """Constrained decoding (GUARD) of flagged requests."""
+
+    enabled: Annotated[bool, Field(description="Mask tokens that would complete a forbidden string.")] = True
+
+
+class OutputPolicy(_Schema):
+    """Check of the generated text before it is released."""
+
+    enabled: Annotated[bool, Field(description="Hold back and check generated text.")] = True
+    semantic: Annotated[
+        bool, Field(description="Also compare finished sentences of flagged requests with the targets' answers.")
+    ] = False
+    semantic_threshold: Annotated[Unit, Field(description="Cosine similarity from which a sentence is a hit.")] = 0.85
+    max_rollbacks: Annotated[
+        int, Field(ge=0, le=4, description="Roll-backs before the answer ends with `content_filter`.")
+    ] = 2
+
+
+class Policy(_Schema):
+    """What happens to a tenant's requests."""
+
+    action: Annotated[
+        Action,
+        Field(description="On a flagged prompt: `forget` intervenes, `refuse` answers 400 content_filter, "
+                          "`monitor` only counts."),
+    ] = "forget"
+    failure_mode: Annotated[
+        FailureMode, Field(description="Without a verdict: `closed` answers 503, `open` lets the request pass.")
+    ] = "closed"
+    detector: DetectorPolicy = DetectorPolicy()
+    corruption: CorruptionPolicy = CorruptionPolicy()
+    constraint: ConstraintPolicy = ConstraintPolicy()
+    output: OutputPolicy = OutputPolicy()
+    max_choices: Annotated[int, Field(ge=1, le=64, description="Largest `n` a request may ask for.")] = 4
+
+
+class TenantSpec(_Schema):
+    """One tenant of a tenant file."""
+
+    name: Annotated[Identifier, Field(description="Lower-case identifier of the tenant.")]
+    policy: Policy = Policy()
+    targets: Annotated[tuple[Target, ...], Field(max_length=100_000, description="The forget-list.")] = ()
+    benign: Annotated[
+        tuple[Text, ...],
+        Field(description="Ordinary prompts of this tenant, used to calibrate thresholds; default: a shipped set."),
+    ] = ()
+
+
+class TenantFile(_Schema):
+    """A whole tenant file."""
+
+    version: Annotated[Literal[1], Field(description="Version of this file format.")] = 1
+    tenants: Annotated[tuple[TenantSpec, ...], Field(min_length=1, description="Tenants to create or replace.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant as the running server sees it. `index` is small, stable and used in metric labels."""
+
+    name: str
+    index: int
+    policy: Policy
+    targets: tuple[Target, ...]
+    benign: tuple[str, ...]
+    policy_version: str
+    list_version: str
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the tenant has anything to forget."""
+        return bool(self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All tenants at one moment. `revision` grows with every change; `keys` maps key hashes to tenant names."""
+
+    revision: int
+    tenants: dict[str, Tenant] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+def tenant_of(spec: TenantSpec, index: int) -> Tenant:
+    """Give a tenant its versions: 16 hex characters of the SHA-256 of policy + list, and of the list alone."""
+    targets = "\n".join(target.model_dump_json() for target in spec.targets) + "\x1e" + "\n".join(spec.benign)
+    list_version = hashlib.sha256(targets.encode()).hexdigest()[:16]
+    policy_version = hashlib.sha256((spec.policy.model_dump_json() + list_version).encode()).hexdigest()[:16]
+    return Tenant(spec.name, index, spec.policy, spec.targets, spec.benign, policy_version, list_version)
