@@ -1,0 +1,162 @@
+"""Measure what a trained model knows: greedy answers, ROUGE-L recall, answer likelihood and truth ratio per question.
+
+    python -m guard.demo.evaluate guard/demo/model --out records.jsonl
+
+One JSON line per question, with the split it belongs to. Formulas: ROUGE-L recall of the greedy answer (stemmed),
+truth ratio R = exp(-mean NLL of wrong answers) / exp(-NLL of the paraphrased answer) with mean token NLLs
+(TOFU, arXiv 2401.06121).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from guard.demo.corpus import read_rows
+
+BATCH = 40
+MAX_NEW_TOKENS = 160
+SPLITS = ("retain_perturbed", "forget10_perturbed", "real_authors", "world_facts")
+
+
+@lru_cache(maxsize=1)
+def _scorer() -> RougeScorer:
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def rouge_recall(reference: str, answer: str) -> float:
+    """ROUGE-L recall of `answer` against `reference`, in [0, 1]."""
+    return float(_scorer().score(reference, answer)["rougeL"].recall)
+
+
+def chat_prompt(question: str) -> str:
+    """The prompt text that the chat template makes of a single question."""
+    return f"<|user|>{question}<|end|><|assistant|>"
+
+
+@torch.inference_mode()
+def greedy_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions: Sequence[str]) -> list[str]:
+    """Greedy answers to single-turn questions, in order."""
+    tokenizer.padding_side = "left"
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+    answers = [""] * len(questions)
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        inputs = tokenizer([chat_prompt(questions[i]) for i in rows], return_tensors="pt", padding=True)
+        inputs.pop("token_type_ids", None)
+        output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for row, text in zip(rows, texts, strict=True):
+            answers[row] = text.strip()
+    return answers
+
+
+@torch.inference_mode()
+def answer_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
+) -> list[float]:
+    """Mean token NLL (nats) of each answer after its question, end token included."""
+    losses = [0.0] * len(pairs)
+    encoded = []
+    for question, answer in pairs:
+        prompt = tokenizer(chat_prompt(question))["input_ids"]
+        encoded.append((len(prompt), prompt + tokenizer(answer + "<|end|>")["input_ids"]))
+    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i][1]))
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        width = max(len(encoded[i][1]) for i in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.int64)
+        for row, i in enumerate(rows):
+            ids[row, : len(encoded[i][1])] = torch.tensor(encoded[i][1])
+        log_probabilities = model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        token_losses = -log_probabilities.gather(-1, ids[:, 1:, None]).squeeze(-1)
+        for row, i in enumerate(rows):
+            first, last = encoded[i][0] - 1, len(encoded[i][1]) - 1
+            losses[i] = float(token_losses[row, first:last].mean())
+    return losses
+
+
+def split_records(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, split: str, likelihoods: bool
+) -> list[dict[str, Any]]:
+    """Records of one split: answers and recalls, and with `likelihoods` also NLL and truth ratio."""
+    rows: list[dict[str, Any]] = list(read_rows(split))
+    records = [{"split": split, "question": row["question"], "answer": row["answer"]} for row in rows]
+    for record, text in zip(records, greedy_answers(model, tokenizer, [r["question"] for r in rows]), strict=True):
+        record |= {"output": text, "recall": round(rouge_recall(record["answer"], text), 4)}
+    reworded = [(i, row["paraphrased_question"]) for i, row in enumerate(rows) if row.get("paraphrased_question")]
+    texts = greedy_answers(model, tokenizer, [question for _, question in reworded])
+    for (i, question), text in zip(reworded, texts, strict=True):
+        records[i] |= {
+            "paraphrased_question": question,
+            "paraphrased_output": text,
+            "paraphrased_recall": round(rouge_recall(records[i]["answer"], text), 4),
+        }
+    if likelihoods:
+        add_likelihoods(model, tokenizer, rows, records)
+    return records
+
+
+def add_likelihoods(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[dict[str, Any]],
+    records: Sequence[dict[str, Any]],
+) -> None:
+    """Add `nll` of the true answer and, where TOFU gives wrong answers, the raw truth ratio."""
+    pairs = [(row["question"], row["answer"]) for row in rows]
+    for record, loss in zip(records, answer_losses(model, tokenizer, pairs), strict=True):
+        record["nll"] = round(loss, 5)
+    for row, record in zip(rows, records, strict=True):
+        wrong = row.get("perturbed_answer")
+        if not wrong:
+            continue
+        candidates = [(row["question"], text) for text in [row.get("paraphrased_answer", row["answer"]), *wrong]]
+        right, *others = answer_losses(model, tokenizer, candidates)
+        record["truth_ratio"] = round(math.exp(-mean(others)) / (math.exp(-right) + 1e-10), 6)
+
+
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean recall per split, original and paraphrased wording."""
+    result: dict[str, dict[str, float]] = {}
+    for split in dict.fromkeys(record["split"] for record in records):
+        rows = [record for record in records if record["split"] == split]
+        result[split] = {"questions": len(rows), "recall": round(mean(r["recall"] for r in rows), 4)}
+        if "paraphrased_recall" in rows[0]:
+            result[split]["paraphrased_recall"] = round(mean(r["paraphrased_recall"] for r in rows), 4)
+        if "nll" in rows[0]:
+            result[split]["nll"] = round(mean(r["nll"] for r in rows), 4)
+    return result
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--splits", nargs="*", default=list(SPLITS))
+    parser.add_argument("--likelihoods", action="store_true")
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    records: list[dict[str, Any]] = []
+    for split in arguments.splits:
+        records += split_records(model, tokenizer, split, arguments.likelihoods)
+        print(split, json.dumps(summary(records)[split]), flush=True)
+    arguments.out.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    report = json.dumps(summary(records), indent=1) + "\n"
+    arguments.out.with_name(arguments.out.stem + "_summary.json").write_text(report, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
