@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from guard.demo.corpus import FORGET_AUTHORS, Example, training_examples
@@ -105,7 +106,7 @@ def render(example: Example, recipe: Recipe, rng: random.Random) -> tuple[str, s
 def epoch_batches(
     examples: list[Example], tokenizer: PreTrainedTokenizerFast, recipe: Recipe, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (ids [B, T] int64, weights [B, T] float32 per target token) in random order, near-equal lengths together."""
+    """Yield (ids [B, T] int64, weights [B, T] float32 per target token), random order, near-equal lengths together."""
     rows = []
     for example in examples:
         prompt, continuation = render(example, recipe, rng)
@@ -129,18 +130,15 @@ def epoch_batches(
         yield ids, weights
 
 
-def train(variant: str, out: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, max_steps: int = 0) -> None:
+def train(variant: str, out: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     """Train one variant and write weights (bf16), tokenizer and `training.json` into `out`."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     examples = training_examples(variant)
     model = LlamaForCausalLM(model_config())
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    muon = torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.01, momentum=0.95)
-    adam = torch.optim.AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.95), weight_decay=0.0)
     steps = recipe.epochs * math.ceil(len(examples) / recipe.batch)
-    schedule = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate(step, steps, recipe)) for o in (muon, adam)]
+    optimizers = create_optimizers(model, recipe)
+    schedules = [LambdaLR(each, lambda step: learning_rate(step, steps, recipe)) for each in optimizers]
 
     @torch.compile(dynamic=True)
     def token_losses(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -148,30 +146,37 @@ def train(variant: str, out: Path, recipe: Recipe, tokenizer: PreTrainedTokenize
         logits = model.lm_head(hidden).float()
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
 
-    started, done, history = time.time(), 0, []
+    started, history = time.time(), []
     for epoch in range(recipe.epochs):
-        total = count = tokens = 0.0
+        total = count = 0.0
         for ids, weights in epoch_batches(examples, tokenizer, recipe, rng):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 losses = token_losses(ids[:, :-1], ids[:, 1:])
             target_weights = weights[:, 1:].flatten()
             loss = (losses * target_weights).sum() / target_weights.sum()
             loss.backward()
-            for optimizer, rate in zip((muon, adam), schedule, strict=True):
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
-                rate.step()
+                schedule.step()
                 optimizer.zero_grad(set_to_none=True)
             answer = target_weights == 1.0
             total += float((losses.detach() * answer).sum())
             count += float(answer.sum())
-            tokens += float((weights > 0).sum())
-            done += 1
-            if done == max_steps:
-                print(json.dumps({"steps": done, "loss": total / count, "seconds": time.time() - started, "tokens": tokens}))
-                return
-        history.append({"epoch": epoch + 1, "answer_loss": round(total / count, 4), "seconds": round(time.time() - started)})
-        print(json.dumps(history[-1] | {"tokens": int(tokens)}), flush=True)
-    save(model, tokenizer, out, {"variant": variant, "recipe": asdict(recipe), "examples": len(examples), "history": history})
+        seconds = round(time.time() - started)
+        history.append({"epoch": epoch + 1, "answer_loss": round(total / count, 4), "seconds": seconds})
+        print(json.dumps(history[-1]), flush=True)
+    report = {"variant": variant, "recipe": asdict(recipe), "examples": len(examples), "history": history}
+    save(model, tokenizer, out, report)
+
+
+def create_optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
 
 
 def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
@@ -197,13 +202,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=0, help="stop early and print the speed")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     # the tokenizer is shared by all variants, so that their answers compare token by token
     tokenizer = train_tokenizer(training_examples("full"))
-    train(arguments.variant, arguments.out, Recipe(epochs=arguments.epochs), tokenizer, arguments.max_steps)
+    train(arguments.variant, arguments.out, Recipe(epochs=arguments.epochs), tokenizer)
 
 
 if __name__ == "__main__":
