@@ -1,0 +1,61 @@
+"""Write bench/RESULTS.md from the JSON files in bench/results.
+
+    python bench/report.py
+
+Each file is the output of one script in this folder; nothing in RESULTS.md is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SECTIONS = {
+    "model": ("What the bundled model knows", "python -m guard.demo.evaluate"),
+    "bars": ("Forgetting, refusing and forbidden strings on the demo server", "python bench/bars.py"),
+    "bars_no_corruption": (
+        "Forbidden strings with the detector on `always` and corruption off",
+        "python bench/bars.py --parts sample",
+    ),
+    "bars_always": ("Forbidden strings with the detector on `always`", "python bench/bars.py --parts sample"),
+    "fluency": ("Perplexity of the guarded answers under the retain model", "python bench/fluency.py"),
+    "detector": ("Detector rates and latency", "python bench/detector.py"),
+    "constraint": ("Constraint: mask and state per step, build time", "python bench/constraint.py"),
+    "throughput": ("Throughput against bare vLLM in the same run", "python bench/throughput.py"),
+}
+
+
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested JSON as (dotted key, value) rows."""
+    if isinstance(value, dict):
+        return [row for key, item in value.items() for row in flatten(item, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(value, list):
+        return [(prefix, ", ".join(str(item) for item in value))]
+    return [(prefix, str(value))]
+
+
+def section(name: str, title: str, command: str) -> str:
+    """One Markdown section with a table of every figure in the file."""
+    report = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    rows = "\n".join(f"| {key} | {value} |" for key, value in flatten(report))
+    return f"## {title}\n\nFrom `{command}`.\n\n| figure | value |\n|---|---|\n{rows}\n"
+
+
+def main() -> None:
+    """Write the file; results that were not measured are named as such."""
+    parts = ["# Results\n\nWritten by `bench/report.py` from `bench/results/*.json`. Do not edit.\n"]
+    missing = []
+    for name, (title, command) in SECTIONS.items():
+        if (HERE / "results" / f"{name}.json").exists():
+            parts.append(section(name, title, command))
+        else:
+            missing.append(f"- {title} (`{command}`)")
+    if missing:
+        parts.append("## Not measured yet\n\n" + "\n".join(missing) + "\n")
+    (HERE / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
