@@ -1,0 +1,208 @@
+"""Write the tables of configuration.md, metrics.md and cli.md from the code.
+
+    python docs/generate.py          rewrite the pages
+    python docs/generate.py --check  exit 1 and name the pages that are not up to date
+
+A page keeps its prose; only what stands between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from guard.metrics import SERIES, Metrics
+from guard.policy import TenantFile
+from guard.service.settings import PREFIX, Settings
+
+DOCS = Path(__file__).parent
+Schema = dict[str, Any]
+
+
+def table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    """A Markdown table; pipes inside cells are escaped."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def code(value: object) -> str:
+    """A value in Markdown's code style."""
+    return f"`{value}`"
+
+
+def kind_of(schema: Schema, definitions: Schema) -> str:
+    """What a JSON Schema allows, in a few words."""
+    if "$ref" in schema:
+        return "section"
+    if "anyOf" in schema:
+        parts = [kind_of(part, definitions) for part in schema["anyOf"] if part.get("type") != "null"]
+        return " or ".join(dict.fromkeys(parts))
+    if "enum" in schema:
+        return " ".join(code(value) for value in schema["enum"])
+    if "const" in schema:
+        return code(schema["const"])
+    if schema.get("type") == "array":
+        return f"list of {kind_of(schema['items'], definitions)}"
+    words = {"string": "text", "number": "number", "integer": "whole number", "boolean": "true or false"}
+    kind = "path" if schema.get("format") == "path" else words.get(schema.get("type", ""), "any")
+    low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get(
+        "maximum", schema.get("exclusiveMaximum")
+    )
+    if low is not None or high is not None:
+        above = "above" if "exclusiveMinimum" in schema else "from"
+        below = "below" if "exclusiveMaximum" in schema else "to"
+        kind += f", {above} {low}" if low is not None else ""
+        kind += f" {below} {high}" if high is not None else ""
+    if "pattern" in schema:
+        kind += f" matching {code(schema['pattern'])}"
+    return kind
+
+
+def default_of(value: object) -> str:
+    """A default as it would be written in a tenant file or a variable."""
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "see text"
+    if isinstance(value, Path):
+        return code(value)
+    if isinstance(value, BaseModel):
+        return ""
+    if value in ("", ()):
+        return "empty"
+    return code(json.dumps(value))
+
+
+def settings_table() -> str:
+    """One row for each environment variable of the server."""
+    properties = Settings.model_json_schema()["properties"]
+    rows = (
+        (code(PREFIX + name.upper()), kind_of(properties[name], {}), default_of(field.default), field.description or "")
+        for name, field in Settings.model_fields.items()
+    )
+    return table(("variable", "value", "default", "meaning"), rows)
+
+
+def tenant_file_rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, ...]]:
+    """Rows for the keys of `model`, those of nested sections after their own row."""
+    schema = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+    for name, field in model.model_fields.items():
+        property_schema = schema["properties"][name]
+        nested = next(iter(nested_models(field.annotation)), None)
+        listed = property_schema.get("type") == "array"
+        key = f"{prefix}{name}" + ("[]" if nested and listed else "")
+        meaning = field.description or (nested.__doc__ or "" if nested else "")
+        kind = ("list of sections" if listed else "section") if nested else kind_of(property_schema, definitions)
+        default = "" if nested and not field.is_required() else default_of(field.default)
+        yield code(key), kind, default, meaning.splitlines()[0] if meaning else ""
+        if nested:
+            yield from tenant_file_rows(nested, f"{key}.")
+
+
+def nested_models(annotation: object) -> Iterator[type[BaseModel]]:
+    """Models that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from nested_models(part)
+
+
+def tenant_file_table() -> str:
+    """One row for each key of a tenant file."""
+    return table(("key", "value", "default", "meaning"), tenant_file_rows(TenantFile))
+
+
+def metrics_table() -> str:
+    """One row for each series of the guard, in the order of `guard.metrics.SERIES`."""
+    found: dict[str, tuple[str, str]] = {}
+    for collector in vars(Metrics(CollectorRegistry())).values():
+        for metric in collector.describe():
+            name = metric.name + ("_total" if metric.type == "counter" else "")
+            found[name] = (metric.type, " ".join(code(label) for label in collector._labelnames))
+    rows = ((code(name), *found.get(name, ("", "")), meaning) for name, meaning in SERIES.items())
+    return table(("series", "type", "labels", "meaning"), rows)
+
+
+def cli_commands() -> Iterator[tuple[str, Any]]:
+    """Every command of `guard` with its full name, groups included."""
+    from guard.service.cli import app  # builds the whole command tree
+
+    def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        yield name, command
+        for child in getattr(command, "commands", {}).values():
+            yield from walk(f"{name} {child.name}", child)
+
+    yield from walk("guard", typer.main.get_command(app))
+
+
+def cli_text() -> str:
+    """A section for each command: what it does, its arguments and options."""
+    sections = []
+    for name, command in cli_commands():
+        if getattr(command, "hidden", False):
+            continue
+        parts = [f"### `{name}`", (command.help or "").strip().split("\f")[0]]
+        if not getattr(command, "commands", None):
+            parts.append(parameter_list(command))
+        sections.append("\n\n".join(part for part in parts if part))
+    return "\n\n".join(sections)
+
+
+def parameter_list(command: Any) -> str:
+    """A Markdown list of a command's arguments and options."""
+    lines = []
+    for parameter in command.params:
+        argument = parameter.param_type_name == "argument"
+        shown = parameter.name.upper() if argument else ", ".join(parameter.opts)
+        given = getattr(parameter, "default", None)
+        default = f" Default: `{given}`." if isinstance(given, str | int | float) and given not in ("", False) else ""
+        lines.append(f"- {code(shown)}: {getattr(parameter, 'help', None) or 'see the description'}{default}")
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "configuration.md": {"settings": settings_table, "tenant-file": tenant_file_table},
+    "metrics.md": {"metrics": metrics_table},
+    "cli.md": {"commands": cli_text},
+}
+
+
+def render(page: str, text: str) -> str:
+    """The page with its generated blocks made anew. Raises ValueError for a page without a block's markers."""
+    for block, make in BLOCKS[page].items():
+        pattern = re.compile(rf"(<!-- begin {block} -->\n).*?(<!-- end {block} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"docs/{page} has no markers for the block {block}")
+        body = make()
+        text = pattern.sub(lambda match, body=body: f"{match[1]}\n{body}\n\n{match[2]}", text)  # type: ignore[misc]
+    return text
+
+
+def main() -> int:
+    """Rewrite or check the pages; the exit code."""
+    stale = []
+    for page in BLOCKS:
+        path = DOCS / page
+        text = path.read_text(encoding="utf-8")
+        wanted = render(page, text)
+        if text != wanted:
+            stale.append(page)
+            if "--check" not in sys.argv[1:]:
+                path.write_text(wanted, encoding="utf-8")
+    for page in stale:
+        sys.stdout.write(f"docs/{page} {'is not up to date' if '--check' in sys.argv[1:] else 'written'}\n")
+    return 1 if stale and "--check" in sys.argv[1:] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
