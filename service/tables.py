@@ -1,0 +1,88 @@
+"""Tables of the tenant store. Published policies and forget-lists are never updated, only added."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+# one row: the revision grows in the same transaction as every change that a server must see
+state = Table(
+    "guard_state",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("schema_version", Integer, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+)
+
+# a deleted tenant keeps its row, so that its index is never given to another one
+tenant = Table(
+    "guard_tenant",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("policy_version", String(16), nullable=False),
+    Column("list_version", String(16), nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("deleted_s", Float),
+)
+
+forget_list = Table(
+    "guard_forget_list",
+    metadata,
+    Column("tenant_index", ForeignKey("guard_tenant.number"), primary_key=True),
+    Column("version", String(16), primary_key=True),
+    Column("content", Text, nullable=False),
+    Column("targets", Integer, nullable=False),
+    Column("created_s", Float, nullable=False),
+)
+
+policy = Table(
+    "guard_policy",
+    metadata,
+    Column("tenant_index", ForeignKey("guard_tenant.number"), primary_key=True),
+    Column("version", String(16), primary_key=True),
+    Column("list_version", String(16), nullable=False),
+    Column("content", Text, nullable=False),
+    Column("created_s", Float, nullable=False),
+    ForeignKeyConstraint(
+        ["tenant_index", "list_version"], ["guard_forget_list.tenant_index", "guard_forget_list.version"]
+    ),
+)
+
+api_key = Table(
+    "guard_api_key",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("tenant_index", ForeignKey("guard_tenant.number"), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("label", String(200), nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("revoked_s", Float),
+)
+
+audit_event = Table(
+    "guard_audit_event",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("time_s", Float, nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("action", String(40), nullable=False),
+    Column("tenant", String(63), nullable=False),
+    Column("detail", Text, nullable=False),
+    Index("guard_audit_time", "time_s"),
+)
