@@ -54,7 +54,7 @@ make_venv() {
 }
 
 install_packages() {
-    local pip=(.venv/bin/python -m pip --disable-pip-version-check --quiet --no-input)
+    local pip=(.venv/bin/python -m pip --disable-pip-version-check -qq --no-input)
     if [ "$1" = cpu ]; then
         "${pip[@]}" install --no-deps -r requirements/cpu.txt &&
             "${pip[@]}" install --no-deps --no-build-isolation -e . || return
