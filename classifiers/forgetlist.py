@@ -1,0 +1,143 @@
+"""What the detector knows about one forget-list: names, neighbours in the index, trained head, thresholds.
+
+Built once per list version and detector policy; immutable afterwards. Only the tenant's own texts and benign prompts,
+and the shipped benign prompts, go into it: nothing of another tenant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from guard.classifiers.benign import shipped_benign
+from guard.classifiers.calibrate import Threshold, conformal_threshold
+from guard.classifiers.head import MIN_EXAMPLES, Head, out_of_fold_scores, train_head
+from guard.classifiers.index import Block, NeighbourIndex
+from guard.classifiers.windows import windows
+from guard.errors import DetectorError
+from guard.policy import DetectorPolicy, Target, Tenant
+
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+Encode = Callable[[Sequence[str]], Vectors]
+# a log-odds far beyond what a head gives; it only scales calibrated scores
+_HEAD_CEILING = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedParts:
+    """Semantic neighbours and head of one list; a part is None when switched off or without material."""
+
+    block: Block | None
+    semantic: Threshold | None
+    head: Head | None
+    head_threshold: Threshold | None
+
+    def score(self, vectors: Vectors, index: NeighbourIndex) -> list[tuple[int, float, str]]:
+        """Targets above threshold with calibrated score and part, for the windows [w, d] of one prompt.
+
+        Raises DetectorError on NaN.
+        """
+        found: list[tuple[int, float, str]] = []
+        if not np.isfinite(vectors).all():
+            raise DetectorError("the sentence encoder gave values that are not finite")
+        nearest = index.nearest(vectors, self.block) if self.block is not None else []
+        if self.semantic is not None:
+            for best in nearest:
+                for target, similarity in best.items():
+                    if self.semantic.exceeded(similarity):
+                        found.append((target, self.semantic.calibrated(similarity), "semantic"))
+        if self.head is not None and self.head_threshold is not None:
+            scores, owners = self.head.scores(vectors)
+            for score, owner in zip(scores.tolist(), owners.tolist(), strict=True):
+                if self.head_threshold.exceeded(score):
+                    found.append((int(owner), self.head_threshold.calibrated(score), "head"))
+        return found
+
+
+def train_parts(tenant: Tenant, encode: Encode, index: NeighbourIndex) -> TrainedParts:
+    """Encode a tenant's list and benign prompts, fill the index, train the head, set thresholds."""
+    policy = tenant.policy.detector
+    texts, owners = semantic_texts(tenant.targets)
+    list_vectors = encode(texts)
+    calibration, members = _windows_of(tenant.benign or shipped_benign())
+    calibration_vectors = encode(calibration)
+    wants_head = policy.head and any(len(target.examples) >= MIN_EXAMPLES for target in tenant.targets)
+    share = policy.alpha / (int(policy.semantic) + int(wants_head) or 1)
+    block = index.add(list_vectors, np.asarray(owners)) if policy.semantic else None
+    semantic = None
+    if policy.semantic:
+        scores = _largest_similarity(calibration_vectors, list_vectors)
+        semantic = conformal_threshold(_largest_per_prompt(scores, members), share)
+    if not wants_head:
+        return TrainedParts(block, semantic, None, None)
+    head, head_threshold = _train_head(tenant, encode, calibration_vectors, members, share)
+    return TrainedParts(block, semantic, head, head_threshold)
+
+
+def semantic_texts(targets: Sequence[Target]) -> tuple[list[str], list[int]]:
+    """Texts whose neighbourhood means a target: names, aliases, name with description, examples."""
+    texts: list[str] = []
+    owners: list[int] = []
+    for number, target in enumerate(targets):
+        own = [target.name, *target.aliases, *target.examples]
+        if target.description:
+            own.append(f"{target.name}. {target.description}")
+        own = list(dict.fromkeys(own))
+        texts += own
+        owners += [number] * len(own)
+    return texts, owners
+
+
+def needs_encoder(tenant: Tenant) -> bool:
+    """Whether any request of this tenant can ever need a sentence vector."""
+    policy: DetectorPolicy = tenant.policy.detector
+    return tenant.guarded and policy.mode == "auto" and (policy.semantic or policy.head)
+
+
+def _train_head(
+    tenant: Tenant, encode: Encode, calibration: Vectors, members: np.ndarray[Any, Any], alpha: float
+) -> tuple[Head, Threshold]:
+    examples = [
+        (text, number)
+        for number, target in enumerate(tenant.targets)
+        if len(target.examples) >= MIN_EXAMPLES
+        for text in target.examples
+    ]
+    positives = encode([text for text, _ in examples])
+    owners = [number for _, number in examples]
+    negatives, groups = calibration, members
+    if tenant.benign:
+        shipped, shipped_members = _windows_of(shipped_benign())
+        negatives = np.concatenate([calibration, encode(shipped)])
+        groups = np.concatenate([members, shipped_members + int(members.max()) + 1])
+    scores = out_of_fold_scores(positives, owners, negatives, groups)[: len(calibration)]
+    threshold = conformal_threshold(_largest_per_prompt(scores, members), alpha, _HEAD_CEILING)
+    return train_head(positives, owners, negatives), threshold
+
+
+def _windows_of(prompts: Sequence[str]) -> tuple[list[str], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Windows of all prompts and, for each, the number of its prompt."""
+    pieces: list[str] = []
+    members: list[int] = []
+    for number, prompt in enumerate(prompts):
+        own = windows(prompt, [(0, len(prompt))])
+        pieces += own
+        members += [number] * len(own)
+    return pieces, np.asarray(members, np.int64)
+
+
+def _largest_similarity(queries: Vectors, vectors: Vectors) -> Vectors:
+    largest = np.full(len(queries), -1.0, np.float32)
+    for start in range(0, len(vectors), 8192):
+        np.maximum(largest, (queries @ vectors[start : start + 8192].T).max(axis=1), out=largest)
+    return largest
+
+
+def _largest_per_prompt(scores: Vectors, members: np.ndarray[Any, Any]) -> Vectors:
+    largest = np.full(int(members.max()) + 1, -np.inf, np.float32)
+    np.maximum.at(largest, members, scores)
+    kept: Vectors = largest[np.isfinite(largest)]
+    return kept

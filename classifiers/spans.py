@@ -1,0 +1,240 @@
+"""From the engine's token ids to text and back: what the model really reads, with a character range per token.
+
+Exact for byte-level BPE, whose tokens may hold parts of a character: such tokens share that character's range. The
+pieces of SentencePiece vocabularies and byte fallback are handled the same way, as bytes. Special tokens and the fixed
+strings of the chat template are marked, so that neither is classified or corrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from guard.verdict import DecodedPrompt, Span
+
+_REPLACEMENT = "\ufffd"
+_PROBES = ("Qsystemprobe", "Quserprobe", "Qassistantprobe", "Qlastprobe")
+# a fixed string of a template that has no special token is only trusted from this length on
+_MIN_PLAIN_MARKER = 3
+
+
+class PromptDecoder:
+    """Decodes prompts of one tokenizer (a Hugging Face fast tokenizer). Thread-safe."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._pieces = _token_bytes(tokenizer)
+        self._special = frozenset(_special_ids(tokenizer))
+        special_texts = [self._pieces[i].decode("utf-8", "replace") for i in self._special if i < len(self._pieces)]
+        self._markers, self._user_header = _template_markers(tokenizer, special_texts)
+
+    def decode(self, token_ids: Sequence[int]) -> DecodedPrompt:
+        """Text of `token_ids` (special tokens included, undecodable bytes as U+FFFD) with one range per token."""
+        ids = tuple(int(token) for token in token_ids)
+        size = len(self._pieces)
+        pieces = [self._pieces[token] if 0 <= token < size else b"" for token in ids]
+        text, char_of_byte = _decode_bytes(b"".join(pieces))
+        offsets: list[Span] = []
+        position = 0
+        for piece in pieces:
+            end = position + len(piece)
+            if piece:
+                offsets.append((int(char_of_byte[position]), int(char_of_byte[end - 1]) + 1))
+            else:
+                here = int(char_of_byte[position]) if position < len(char_of_byte) else len(text)
+                offsets.append((here, here))
+            position = end
+        template = self._template_spans(text)
+        special = _inside(offsets, template)
+        flags = tuple(token in self._special or inside for token, inside in zip(ids, special, strict=True))
+        return DecodedPrompt(ids, text, tuple(offsets), flags)
+
+    def token_ranges(self, prompt: DecodedPrompt, char_spans: Iterable[Span]) -> tuple[Span, ...]:
+        """Half-open token ranges that overlap `char_spans`, special tokens left out, sorted and joined."""
+        if not prompt.token_ids:
+            return ()
+        starts = np.fromiter((start for start, _ in prompt.offsets), np.int64, len(prompt.offsets))
+        ends = np.fromiter((end for _, end in prompt.offsets), np.int64, len(prompt.offsets))
+        chosen = np.zeros(len(prompt.offsets), bool)
+        for start, end in char_spans:
+            chosen |= (starts < end) & (ends > start)
+        chosen &= ~np.asarray(prompt.special)
+        return _runs(chosen)
+
+    def ordinary_ranges(self, prompt: DecodedPrompt) -> tuple[Span, ...]:
+        """Half-open token ranges of everything that is neither special nor part of the chat template."""
+        return _runs(~np.asarray(prompt.special, dtype=bool))
+
+    def last_turn(self, prompt: DecodedPrompt) -> Span:
+        """Character span of the last user turn; the whole text where no turn can be told apart."""
+        header = self._user_header
+        position = prompt.text.rfind(header) if header else -1
+        if position < 0:
+            return 0, len(prompt.text)
+        start = position + len(header)
+        end = len(prompt.text)
+        for (token_start, _), special in zip(prompt.offsets, prompt.special, strict=True):
+            if special and token_start >= start:
+                end = token_start
+                break
+        return start, max(start, end)
+
+    def _template_spans(self, text: str) -> list[Span]:
+        spans = []
+        for marker in self._markers:
+            position = text.find(marker)
+            while position >= 0:
+                spans.append((position, position + len(marker)))
+                position = text.find(marker, position + len(marker))
+        return spans
+
+
+def ordinary_text(prompt: DecodedPrompt) -> str:
+    """The prompt's text with special and template tokens blanked, so that offsets stay valid."""
+    characters = list(prompt.text)
+    for (start, end), special in zip(prompt.offsets, prompt.special, strict=True):
+        if special:
+            characters[start:end] = " " * (end - start)
+    return "".join(characters)
+
+
+def turns(prompt: DecodedPrompt) -> tuple[Span, ...]:
+    """Character spans of the runs of ordinary tokens: system prompt, user and assistant turns, in order."""
+    runs = _runs(~np.asarray(prompt.special, dtype=bool))
+    return tuple((prompt.offsets[start][0], prompt.offsets[end - 1][1]) for start, end in runs)
+
+
+def _runs(chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[Span, ...]:
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], chosen, [False])).astype(np.int8)))
+    return tuple((int(start), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True))
+
+
+def _inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
+    """Whether each non-empty range lies wholly inside one of `spans`."""
+    if not spans:
+        return [False] * len(offsets)
+    covered = np.zeros(max(end for _, end in [*offsets, *spans]) + 1, np.int64)
+    for start, end in spans:
+        covered[start:end] = 1
+    total = np.concatenate(([0], np.cumsum(covered)))
+    return [end > start and int(total[end] - total[start]) == end - start for start, end in offsets]
+
+
+def _decode_bytes(data: bytes) -> tuple[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    """Text of `data` like errors="replace", and the index of the character that each byte belongs to."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return _decode_damaged(data)
+    return text, _character_index(data)
+
+
+def _decode_damaged(data: bytes) -> tuple[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    texts: list[str] = []
+    indices: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+    position, characters = 0, 0
+    while position < len(data):
+        try:
+            data[position:].decode("utf-8")
+            good, bad = len(data), len(data)
+        except UnicodeDecodeError as error:
+            good, bad = position + error.start, position + error.end
+        clean = data[position:good]
+        texts.append(clean.decode("utf-8"))
+        indices.append(_character_index(clean) + characters)
+        characters += len(texts[-1])
+        if bad > good:
+            texts.append(_REPLACEMENT)
+            indices.append(np.full(bad - good, characters, np.int64))
+            characters += 1
+        position = bad
+    return "".join(texts), np.concatenate(indices)
+
+
+def _character_index(data: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
+    values = np.frombuffer(data, np.uint8)
+    return np.cumsum((values & 0xC0) != 0x80, dtype=np.int64) - 1
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | {int(index) for index in tokenizer.all_special_ids}
+
+
+def _token_bytes(tokenizer: Any) -> list[bytes]:
+    """Bytes of every token id; special and added tokens give their literal text."""
+    added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
+    vocabulary = tokenizer.get_vocab()
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
+    byte_level = "ByteLevel" in json.dumps(decoder)
+    alphabet = _byte_alphabet()
+    pieces = [b""] * (max([*vocabulary.values(), *added, -1]) + 1)
+    for token, index in vocabulary.items():
+        if index in added:
+            pieces[index] = added[index].encode()
+        elif byte_level:
+            mapped = [alphabet.get(character) for character in token]
+            pieces[index] = token.encode() if None in mapped else bytes(b for b in mapped if b is not None)
+        elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            pieces[index] = bytes([int(token[3:5], 16)])
+        else:
+            pieces[index] = token.replace("\u2581", " ").encode()
+    return pieces
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable characters by which byte-level BPE writes the 256 bytes (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in set(printable))
+    return alphabet | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+
+
+def _template_markers(tokenizer: Any, special_texts: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Fixed strings that the chat template puts around contents, and the one that opens a user turn."""
+    if not getattr(tokenizer, "chat_template", None):
+        return (), ""
+    system, user, assistant, last = _PROBES
+    dialogue = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    dialogue.append({"role": "user", "content": last})
+    segments: list[str] = []
+    header = ""
+    for messages in ([{"role": "system", "content": system}, *dialogue], dialogue):
+        rendered = _render(tokenizer, messages)
+        if rendered is None:
+            continue
+        pieces = _between(rendered, [message["content"] for message in messages])
+        segments += pieces
+        header = _common_suffix(pieces[-4], pieces[-2])
+    markers = {
+        segment
+        for segment in {*segments, *(segment.strip() for segment in segments)}
+        if len(segment.strip()) >= _MIN_PLAIN_MARKER or any(text and text in segment for text in special_texts)
+    }
+    return tuple(sorted((marker for marker in markers if marker), key=len, reverse=True)), header
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
+    try:
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # a template may refuse a role by any error of its own
+    except Exception:  # noqa: BLE001
+        return None
+    return rendered if isinstance(rendered, str) and all(m["content"] in rendered for m in messages) else None
+
+
+def _between(text: str, contents: Sequence[str]) -> list[str]:
+    pieces = []
+    for content in contents:
+        before, _, text = text.partition(content)
+        pieces.append(before)
+    return [*pieces, text]
+
+
+def _common_suffix(first: str, second: str) -> str:
+    length = 0
+    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
+        length += 1
+    return first[len(first) - length :]
