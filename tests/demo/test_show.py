@@ -23,7 +23,7 @@ class Replies(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        tenant = self.headers["Authorization"].removeprefix("Bearer key-of-")
+        tenant = self.headers["Authorization"].removeprefix("Bearer ").removeprefix("key-of-")
         if tenant == "old":
             self.reply(401, {"error": {"code": "invalid_api_key", "message": "Incorrect API key provided."}})
         elif tenant == "harbor":
