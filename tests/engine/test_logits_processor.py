@@ -1,0 +1,254 @@
+"""The logits processor by itself, driven with vLLM's real batch updates and contexts."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from guard.classifiers.automaton import Automaton
+from guard.demo.corpus import training_examples
+from guard.demo.train import train_tokenizer
+from guard.engine.constraints import constraint_store
+from guard.errors import ResidencyError
+from guard.plan import Constraint, Plan
+from guard.ticket import create_key, read_key, sign
+
+pytest.importorskip("vllm")
+
+from vllm.config import ModelConfig, VllmConfig  # noqa: E402
+from vllm.sampling_params import SamplingParams  # noqa: E402
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality  # noqa: E402
+
+from guard.engine.logits import GuardLogitsProcessor  # noqa: E402
+
+PATTERNS = ["Jaime Vasquez", "Hina Ameen", "Shale Stories"]
+PROMPT = [3, 17, 42, 4]
+NEGATIVE_INFINITY = float("-inf")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(training_examples("full"))
+
+
+@pytest.fixture(scope="module")
+def config(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> VllmConfig:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer.save_pretrained(folder)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=256,
+    )
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    return VllmConfig(model_config=ModelConfig(model=str(folder), dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def processor(config: VllmConfig) -> GuardLogitsProcessor:
+    create_key()
+    return GuardLogitsProcessor(config, torch.device("cpu"), False)
+
+
+@pytest.fixture(scope="module")
+def automaton(processor: GuardLogitsProcessor, tmp_path_factory: pytest.TempPathFactory) -> Automaton:
+    automaton = Automaton.compile(PATTERNS, processor.vocabulary)
+    path = tmp_path_factory.mktemp("constraint") / "list.safetensors"
+    automaton.save(path)
+    constraint_store().stage(str(path), automaton.digest)
+    constraint_store().commit(automaton.digest)
+    return automaton
+
+
+@pytest.fixture(autouse=True)
+def empty_batch(processor: GuardLogitsProcessor) -> None:
+    processor.rows.clear()
+
+
+def guarded(automaton: Automaton | None, exempt: tuple[int, ...] = (), start: int = len(PROMPT)) -> SamplingParams:
+    constraint = None if automaton is None else Constraint(digest=automaton.digest, start=start, exempt=exempt)
+    plan = Plan(tenant_index=0, policy_version="v", prompt_length=len(PROMPT), constraint=constraint)
+    ticket = sign(plan, "salt", PROMPT, read_key(), now_s=time.time())
+    return SamplingParams(extra_args={"guard": ticket})
+
+
+def update(added: list[tuple] = [], removed: list[int] = [], moved: list[tuple] = [], size: int = 8) -> BatchUpdate:
+    return BatchUpdate(batch_size=size, removed=removed, added=added, moved=moved)
+
+
+def masked(processor: GuardLogitsProcessor, rows: int = 1) -> list[set[int]]:
+    logits = torch.zeros(rows, processor.vocabulary.size)
+    processor.apply(logits)
+    return [set(torch.nonzero(row == NEGATIVE_INFINITY).flatten().tolist()) for row in logits]
+
+
+def oracle(tokenizer: PreTrainedTokenizerFast, automaton: Automaton, outputs: list[int]) -> set[int]:
+    before = automaton.occurrences(tokenizer.decode(outputs, skip_special_tokens=True))
+    return {
+        token
+        for token in range(len(tokenizer))
+        if automaton.occurrences(tokenizer.decode([*outputs, token], skip_special_tokens=True)) - before
+    }
+
+
+def test_masks_exactly_the_tokens_that_complete_a_forbidden_string(processor, automaton, tokenizer) -> None:
+    outputs = tokenizer("The author is Jaime Vas")["input_ids"]
+    processor.update_state(update([(0, guarded(automaton), PROMPT, outputs)]))
+    expected = oracle(tokenizer, automaton, outputs)
+    assert expected
+    assert masked(processor) == [expected]
+
+
+def test_greedy_cannot_be_talked_round_by_a_high_logit(processor, automaton, tokenizer) -> None:
+    assert processor.is_argmax_invariant() is False
+    outputs = tokenizer("Jaime Vas")["input_ids"]
+    processor.update_state(update([(0, guarded(automaton), PROMPT, outputs)]))
+    token = min(oracle(tokenizer, automaton, outputs))
+    logits = torch.zeros(1, processor.vocabulary.size)
+    logits[0, token] = 1e9
+    assert int(processor.apply(logits).argmax()) != token
+
+
+def test_an_exempt_string_may_be_completed(processor, automaton, tokenizer) -> None:
+    outputs = tokenizer("Jaime Vas")["input_ids"]
+    index = automaton.patterns.index("jaime vasquez")
+    processor.update_state(update([(0, guarded(automaton, exempt=(index,)), PROMPT, outputs)]))
+    assert masked(processor) == [set()]
+
+
+def test_a_plan_without_constraint_leaves_the_row_bitwise_untouched(processor) -> None:
+    processor.update_state(update([(0, guarded(None), PROMPT, [])]))
+    logits = torch.randn(1, processor.vocabulary.size)
+    logits[0, 7] = float("nan")
+    before = logits.clone()
+    assert torch.equal(processor.apply(logits).view(torch.int32), before.view(torch.int32))
+
+
+@pytest.mark.parametrize("extra", [None, {}, {"guard": "forged.ticket"}, {"guard": 7}])
+def test_without_a_valid_ticket_only_the_end_token_is_left(processor, extra) -> None:
+    processor.update_state(update([(0, SamplingParams(extra_args=extra), PROMPT, [])]))
+    everything = set(range(processor.vocabulary.size))
+    assert masked(processor) == [everything - set(processor.vocabulary.eos_ids)]
+
+
+def test_an_automaton_that_is_not_resident_leaves_only_the_end_token(processor) -> None:
+    missing = Automaton.compile(["never loaded"], processor.vocabulary)
+    processor.update_state(update([(0, guarded(missing), PROMPT, [])]))
+    assert len(masked(processor)[0]) == processor.vocabulary.size - 1
+
+
+def test_an_unfilled_placeholder_leaves_only_the_end_token_until_it_is_filled(processor, automaton, tokenizer) -> None:
+    outputs = tokenizer("Jaime Vas")["input_ids"]
+    live = [*outputs[:-1], -1]
+    processor.update_state(update([(0, guarded(automaton), PROMPT, live)]))
+    assert len(masked(processor)[0]) == processor.vocabulary.size - 1
+    live[-1] = outputs[-1]
+    assert masked(processor) == [oracle(tokenizer, automaton, outputs)]
+
+
+def test_state_follows_the_live_list_and_is_rebuilt_after_preemption(processor, automaton, tokenizer) -> None:
+    outputs = tokenizer("We met Jaime Vas")["input_ids"]
+    live: list[int] = []
+    processor.update_state(update([(0, guarded(automaton), PROMPT, live)]))
+    for token in outputs:
+        masked(processor)
+        live.append(token)
+    incremental = masked(processor)
+    processor.update_state(update(removed=[0]))
+    processor.update_state(update([(0, guarded(automaton), PROMPT, list(outputs))]))
+    assert masked(processor) == incremental == [oracle(tokenizer, automaton, outputs)]
+
+
+def test_a_row_emptied_by_an_allow_list_may_end(processor, automaton, tokenizer) -> None:
+    outputs = tokenizer("Jaime Vas")["input_ids"]
+    processor.update_state(update([(0, guarded(automaton), PROMPT, outputs)]))
+    logits = torch.full((1, processor.vocabulary.size), NEGATIVE_INFINITY)
+    logits[0, sorted(oracle(tokenizer, automaton, outputs))] = 1.0
+    processor.apply(logits)
+    assert torch.nonzero(logits[0] > NEGATIVE_INFINITY).flatten().tolist() == list(processor.vocabulary.eos_ids)
+
+
+def test_a_guarded_row_of_nan_may_end(processor, automaton) -> None:
+    processor.update_state(update([(0, guarded(automaton), PROMPT, [])]))
+    logits = torch.full((2, processor.vocabulary.size), float("nan"))
+    processor.apply(logits)
+    assert int(logits[0].argmax()) == processor.vocabulary.eos_ids[0]
+    assert bool(torch.isnan(logits[1]).all())
+
+
+def test_a_start_inside_the_prompt_lets_a_match_begin_there(processor, automaton, tokenizer) -> None:
+    tail = tokenizer("Jaime Vas")["input_ids"]
+    for start, expected in ((len(PROMPT), oracle(tokenizer, automaton, tail)), (len(PROMPT) + len(tail), set())):
+        processor.update_state(update([(0, guarded(automaton, start=start), PROMPT + tail, [])]))
+        assert masked(processor) == [expected]
+
+
+def test_random_batch_changes_never_mask_for_a_neighbour(processor, automaton, tokenizer) -> None:
+    rng = random.Random(5)
+    texts = ["Jaime Vas", "Hina Am", "Shale St", "nothing here", "Jaime"]
+    outputs = {text: tokenizer(text)["input_ids"] for text in texts}
+    expected = {text: oracle(tokenizer, automaton, ids) for text, ids in outputs.items()}
+    batch: dict[int, tuple[str, bool]] = {}
+    for _ in range(300):
+        removed = [i for i in sorted(batch) if rng.random() < 0.2]
+        for index in removed:
+            del batch[index]
+        added = []
+        for index in rng.sample(range(6), 2):
+            choice = (rng.choice(texts), rng.random() < 0.6)
+            batch[index] = choice
+            params = guarded(automaton if choice[1] else None)
+            added.append((index, params, PROMPT, list(outputs[choice[0]])))
+        moved = []
+        for _ in range(2):
+            source, target = rng.sample(range(6), 2)
+            if source not in batch:
+                continue
+            swap = target in batch and rng.random() < 0.5
+            moved.append((source, target, MoveDirectionality.SWAP if swap else MoveDirectionality.UNIDIRECTIONAL))
+            held, other = batch.pop(source), batch.pop(target, None)
+            batch[target] = held
+            if swap and other is not None:
+                batch[source] = other
+        processor.update_state(update(added, removed, moved, size=6))
+        want = [expected[batch[i][0]] if i in batch and batch[i][1] else set() for i in range(6)]
+        assert masked(processor, rows=6) == want
+
+
+def test_a_released_automaton_serves_running_requests_but_no_new_ones(processor, tokenizer, tmp_path: Path) -> None:
+    store = constraint_store()
+    automaton = Automaton.compile(["Jaime"], processor.vocabulary)
+    path = tmp_path / "short.safetensors"
+    automaton.save(path)
+    store.stage(str(path), automaton.digest)
+    assert store.commit(automaton.digest) == store.slot_of(automaton.digest)
+    outputs = tokenizer("It was J")["input_ids"]
+    processor.update_state(update([(0, guarded(automaton), PROMPT, outputs)]))
+    before = masked(processor)
+    store.release(automaton.digest)
+    assert masked(processor) == before and before[0]
+    with pytest.raises(ResidencyError):
+        store.slot_of(automaton.digest)
+
+
+def test_a_damaged_file_is_not_staged(processor, automaton, tmp_path: Path) -> None:
+    path = tmp_path / "list.safetensors"
+    automaton.save(path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ResidencyError):
+        constraint_store().stage(str(path), "0" * 64)
+
+
+def test_masked_tokens_are_counted_by_slot(processor, automaton, tokenizer) -> None:
+    store = constraint_store()
+    key = f"masked_tokens:{store.slot_of(automaton.digest)}"
+    before = store.counters().get(key, 0)
+    processor.update_state(update([(0, guarded(automaton), PROMPT, tokenizer("Jaime Vas")["input_ids"])]))
+    count = len(masked(processor)[0])
+    assert store.counters()[key] == before + count > before
