@@ -25,10 +25,11 @@ test: setup
 
 lint: setup
 	.venv/bin/ruff check .
-	.venv/bin/mypy guard tests
+	.venv/bin/mypy guard tests docs/generate.py
 
 bench: setup
-	.venv/bin/python bench/run.py
+	.venv/bin/python bench/throughput.py --out bench/results/throughput.json
+	.venv/bin/python bench/report.py
 
 docs: setup
 	.venv/bin/python docs/generate.py
