@@ -1,0 +1,72 @@
+"""`--scheduler-cls guard.engine.scheduler.GuardScheduler`: the tripwire behind the gate.
+
+Its import installs the gate, its construction refuses to go on without it, and it counts which automata requests in the
+engine still refer to, so that a forget-list is not taken out of memory under a running request. It changes no decision
+of vLLM's scheduler, and it never raises for a request: an exception here would end the engine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+from guard.engine import gate
+from guard.errors import EngineMismatchError, TicketError
+from guard.ticket import EXTRA_ARG, read_key, verify
+
+gate.install()
+
+
+class GuardScheduler(Scheduler):
+    """vLLM's scheduler (its asynchronous form when the engine schedules asynchronously) with reference counts."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> GuardScheduler:
+        config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
+        chosen = GuardAsyncScheduler if config.scheduler_config.async_scheduling else cls
+        return object.__new__(chosen)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if not gate.installed_everywhere():
+            raise EngineMismatchError("the guard's request gate is not in place; refusing to start the engine")
+        super().__init__(*args, **kwargs)
+        self._guard_digests: dict[str, str] = {}  # request id -> automaton digest
+        self._guard_references: Counter[str] = Counter()
+
+    def add_request(self, request: Request) -> None:
+        """Count the automaton of an admitted request, then add it."""
+        digest = _automaton_digest(request)
+        if digest is not None and request.request_id not in self._guard_digests:
+            self._guard_digests[request.request_id] = digest
+            self._guard_references[digest] += 1
+        super().add_request(request)
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        digest = self._guard_digests.pop(request.request_id, None)
+        if digest is not None:
+            self._guard_references[digest] -= 1
+            if self._guard_references[digest] <= 0:
+                del self._guard_references[digest]
+        return super()._free_request(request, *args, **kwargs)
+
+    def guard_counters(self) -> dict[str, Any]:
+        """Gate counts and `references`: requests in the engine per automaton digest."""
+        # copied at once: requests come and go on the engine's thread only, which also runs this call
+        return {**gate.counters(), "references": dict(self._guard_references)}
+
+
+class GuardAsyncScheduler(GuardScheduler, AsyncScheduler):
+    """The same for asynchronous scheduling; chosen by `GuardScheduler` itself."""
+
+
+def _automaton_digest(request: Request) -> str | None:
+    """The digest of an admitted request's automaton. The gate has checked signature, prompt and expiry."""
+    extra = request.sampling_params.extra_args if request.sampling_params else None
+    try:
+        ticket = verify((extra or {}).get(EXTRA_ARG), read_key(), token_ids=None, now_s=None)
+    except TicketError:
+        return None
+    return ticket.plan.constraint.digest if ticket.plan.constraint else None

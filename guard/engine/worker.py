@@ -1,0 +1,111 @@
+"""`--worker-cls guard.engine.worker.GuardWorker`: vLLM's worker with the guard inside.
+
+It changes the runner's class, wraps the embedding once the weights are loaded and before the model is compiled, and
+answers the `guard_*` calls that the API process makes by `collective_rpc` between steps. An import error here ends the
+start, unlike one of an entry-point plugin.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.platforms import current_platform
+
+from guard import __version__
+from guard.engine import compat, layers, ops
+from guard.engine.constraints import constraint_store
+from guard.engine.routing import PlanRouter
+from guard.engine.runner_v1 import GuardRunnerV1
+from guard.engine.runner_v2 import GuardRunnerV2
+from guard.errors import EngineMismatchError, ResidencyError
+from guard.ticket import read_key
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_worker import Worker as _Base
+elif current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as _Base
+elif current_platform.is_cuda_alike():
+    from vllm.v1.worker.gpu_worker import Worker as _Base
+else:
+    raise EngineMismatchError(f"the guard does not support vLLM's platform {current_platform.device_name!r}")
+
+CONSTRAINT = "constraint"
+
+
+class GuardWorker(_Base):
+    """The platform's worker; every `guard_*` method is called on every rank."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        read_key()
+        compat.check_config(self.vllm_config)
+        ops.register()
+
+    def init_device(self) -> None:
+        """Make the stock runner, then put the guard's overrides in front of its class."""
+        super().init_device()
+        runner = self.model_runner
+        guarded = GuardRunnerV2 if self.use_v2_model_runner else GuardRunnerV1
+        runner.__class__ = type("Guarded" + type(runner).__name__, (guarded, type(runner)), {})
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load the weights, allocate the guard's memory (before the cache is sized) and wrap the embedding."""
+        super().load_model(*args, **kwargs)
+        runner: Any = self.model_runner
+        capacity = max([runner.max_num_tokens, *(self.vllm_config.compilation_config.cudagraph_capture_sizes or [])])
+        buffers = ops.EngineBuffers.allocate(capacity, runner.max_num_reqs, self.device)
+        ops.install(buffers)
+        model = runner.get_model()
+        self._guard_embedding = ""
+        if self._guard_first_stage():
+            width = self.model_config.get_inputs_embeds_size()
+            self._guard_embedding = layers.wrap_embedding(model, width, self.device)
+        self._guard_layers = layers.find_decoder_layers(model)
+        runner.guard_attach(PlanRouter(buffers))
+
+    def guard_ping(self) -> dict[str, Any]:
+        """What this rank runs; the API process compares it over all ranks."""
+        runner: Any = self.model_runner
+        return {
+            "version": __version__,
+            "digest": compat.engine_digest(
+                self.parallel_config.tensor_parallel_size, self.parallel_config.pipeline_parallel_size
+            ),
+            "rank": self.rank,
+            "runner": "v2" if isinstance(runner, GuardRunnerV2) else "v1",
+            "embedding": self._guard_embedding,
+            "first_stage": self._guard_first_stage(),
+            "layers": list(self._guard_layers),
+        }
+
+    def guard_stage(self, kind: str, path: str, digest: str) -> None:
+        """Read an intervention from disk. Raises PackError or ResidencyError."""
+        _store(kind).stage(path, digest)
+
+    def guard_commit(self, kind: str, digest: str) -> int:
+        """Put a staged intervention into a free slot and return the slot. Raises ResidencyError."""
+        return int(_store(kind).commit(digest))
+
+    def guard_release(self, kind: str, digest: str) -> None:
+        """Free the slot of an intervention that no request refers to any more."""
+        _store(kind).release(digest)
+
+    def guard_counters(self) -> dict[str, int]:
+        """Enforcement counters of this rank since its start."""
+        runner: Any = self.model_runner
+        return {**runner.guard_router.counters(), **constraint_store().counters()}
+
+    def _guard_first_stage(self) -> bool:
+        return bool(self.model_runner.is_first_pp_rank) if self.use_v2_model_runner else _is_first_stage()
+
+
+def _store(kind: str) -> Any:
+    if kind != CONSTRAINT:
+        raise ResidencyError(f"this engine holds no interventions of kind {kind!r}; known: {CONSTRAINT}")
+    return constraint_store()
+
+
+def _is_first_stage() -> bool:
+    from vllm.distributed import get_pp_group  # noqa: PLC0415 - needs the process groups of a started worker
+
+    return bool(get_pp_group().is_first_rank)

@@ -1,0 +1,347 @@
+"""Runs one real engine through all scenarios and writes what it observed as JSON; started as a process by the tests.
+
+usage: scenarios.py guarded|stock v1|v2 MODEL_FOLDER OUTPUT_FILE [--ngram]
+
+`stock` is plain vLLM without the guard and runs only what guarded results are compared with. The prompts and plans are
+imported by the tests, which compute the expected numbers with transformers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from guard.plan import Constraint, Corruption, EditLane, Plan
+from guard.ticket import cache_salt, create_key, read_key, sign
+
+BLOCK_TOKENS = 32
+CACHE_BLOCKS = 21
+CHUNK_TOKENS = 64
+BATCH = 16
+TOP = 5
+SHORT, LONG, PREEMPTED = 24, 150, 190
+LIFETIME_S = 3600.0
+
+
+def prompt_ids(seed: int, length: int, vocab_size: int = 4096) -> list[int]:
+    """A random prompt without special tokens."""
+    generator = random.Random(seed)
+    return [generator.randrange(10, vocab_size) for _ in range(length)]
+
+
+def corruption(seed: int, *ranges: tuple[int, int], rho: float = 4.0) -> Corruption:
+    """Gaussian corruption of `ranges`."""
+    return Corruption(kind="gauss", rho=rho, seed=seed, ranges=ranges)
+
+
+def plan(length: int, *, tenant: int = 0, version: str = "1", **parts: Any) -> Plan:
+    """A plan for a prompt of `length` tokens."""
+    return Plan(tenant_index=tenant, policy_version=version, prompt_length=length, **parts)
+
+
+PROMPT_ALONE = prompt_ids(1, SHORT)
+PROMPT_LONG = prompt_ids(2, LONG)
+BATCH_PROMPTS = [prompt_ids(100 + row, SHORT + row % 4) for row in range(BATCH)]
+# crosses the borders between chunks at 64 and 128
+PLAN_LONG = corruption(7, (10, 20), (60, 70), (127, 129), (140, 150))
+PLAN_SHORT = corruption(11, (3, 9), (12, 14))
+PLAN_OTHER = corruption(12, (3, 9), (12, 14))
+
+
+@dataclass
+class Observed:
+    """What one request produced: per choice the tokens and the top logprobs of every step."""
+
+    tokens: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[dict[str, float]]] = field(default_factory=list)
+    cached_tokens: int = 0
+    finish: list[str | None] = field(default_factory=list)
+    error: str = ""
+
+
+class Engine:
+    """A started engine and the ways the scenarios ask it."""
+
+    def __init__(self, client: Any, guarded: bool) -> None:
+        self.client = client
+        self.guarded = guarded
+        self.serial = 0
+
+    async def ask(self, ids: list[int], what: Plan | None = None, *, ticket: str | None = None, **params: Any) -> Observed:
+        """Generate for `ids`; a guarded engine gets a ticket for `what` (the empty plan) unless one is given."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        self.serial += 1
+        name = f"request-{self.serial}"
+        what = what or plan(len(ids))
+        salt = cache_salt(f"tenant-{what.tenant_index}", what, b"k" * 32)
+        options: dict[str, Any] = {"max_tokens": 4, "temperature": 0.0, "logprobs": TOP, "ignore_eos": True, **params}
+        if self.guarded:
+            signed = sign(what, salt, ids, read_key(), now_s=time.time()) if ticket is None else ticket
+            options["extra_args"] = {"guard": signed} if signed else None
+        sampling = SamplingParams(**options, output_kind=RequestOutputKind.FINAL_ONLY)
+        seen = Observed()
+        try:
+            async for output in self.client.generate(
+                {"prompt_token_ids": ids, "cache_salt": salt}, sampling, request_id=name
+            ):
+                seen.cached_tokens = output.num_cached_tokens or 0
+                for choice in output.outputs:
+                    seen.tokens.append(list(choice.token_ids))
+                    seen.finish.append(choice.finish_reason)
+                    steps = choice.logprobs or []
+                    seen.logprobs.append([{str(t): entry.logprob for t, entry in step.items()} for step in steps])
+        except Exception as error:  # noqa: BLE001 - the scenario records how a refused request ends
+            seen.error = f"{type(error).__name__}: {error}"
+        return seen
+
+    async def batch(self, asked: list[tuple[list[int], Plan | None]], **params: Any) -> list[Observed]:
+        """All requests in one step: they are queued while the engine is paused."""
+        await self.client.pause_generation(mode="keep", clear_cache=False)
+        tasks = []
+        for ids, what in asked:
+            tasks.append(asyncio.create_task(self.ask(ids, what, **params)))
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        await self.client.resume_generation()
+        return list(await asyncio.gather(*tasks))
+
+    async def counters(self) -> dict[str, int]:
+        """Counters of the first rank."""
+        return (await self.client.collective_rpc("guard_counters"))[0]
+
+    async def counted(self, ids: list[int], what: Plan | None = None, **params: Any) -> dict[str, Any]:
+        """One request and how it moved the counters."""
+        before = await self.counters()
+        seen = await self.ask(ids, what, **params)
+        after = await self.counters()
+        return {"seen": vars(seen), "moved": {name: after[name] - before[name] for name in before}}
+
+
+def preemptions() -> float:
+    """Preempted requests so far, from vLLM's own metric."""
+    from prometheus_client import REGISTRY
+
+    return sum(
+        sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "vllm:num_preemptions_total"
+    )
+
+
+async def compared_with_stock(engine: Engine) -> dict[str, Any]:
+    """Runs on both engines: the unguarded request alone, and the first of 16."""
+    plans: list[Plan | None] = [None] * BATCH
+    if engine.guarded:
+        plans = [None] + [
+            plan(len(ids), corruption=corruption(row, (2, 12))) for row, ids in enumerate(BATCH_PROMPTS[1:], 1)
+        ]
+    return {
+        "alone": vars(await engine.ask(PROMPT_ALONE)),
+        "batch": [vars(seen) for seen in await engine.batch(list(zip(BATCH_PROMPTS, plans, strict=True)))],
+    }
+
+
+async def corrupted(engine: Engine) -> dict[str, Any]:
+    """Corruption of one request, chunked and not, and what the counters say."""
+    return {
+        "short": await engine.counted(PROMPT_ALONE, plan(SHORT, corruption=PLAN_SHORT)),
+        "empty": await engine.counted(PROMPT_ALONE, plan(SHORT, version="again")),
+        "long": await engine.counted(PROMPT_LONG, plan(LONG, corruption=PLAN_LONG)),
+    }
+
+
+async def preempted(engine: Engine) -> dict[str, Any]:
+    """Three long requests that do not fit into the cache together, and each of them alone."""
+    prompts = [prompt_ids(200 + row, PREEMPTED) for row in range(3)]
+    plans = [corruption(row + 1, (0, 5), (90, 110), (180, 190)) for row in range(3)]
+    alone = [
+        await engine.ask(ids, plan(PREEMPTED, corruption=part, version="alone"), max_tokens=24)
+        for ids, part in zip(prompts, plans, strict=True)
+    ]
+    before, start = preemptions(), await engine.counters()
+    asked = [(ids, plan(PREEMPTED, corruption=part)) for ids, part in zip(prompts, plans, strict=True)]
+    together = await engine.batch(asked, max_tokens=24)
+    end = await engine.counters()
+    return {
+        "alone": [vars(seen) for seen in alone],
+        "together": [vars(seen) for seen in together],
+        "preemptions": preemptions() - before,
+        "moved": {name: end[name] - start[name] for name in start},
+    }
+
+
+async def cached(engine: Engine) -> dict[str, Any]:
+    """The same prompt again under the same plan, another plan, another tenant and no plan."""
+    ids = prompt_ids(300, 100)
+    part = corruption(5, (30, 40))
+    return {
+        "first": await engine.counted(ids, plan(100, corruption=part)),
+        "same": await engine.counted(ids, plan(100, corruption=part)),
+        "other_plan": await engine.counted(ids, plan(100, corruption=corruption(6, (30, 40)))),
+        "other_tenant": await engine.counted(ids, plan(100, corruption=part, tenant=1)),
+        "no_plan": await engine.counted(ids, plan(100)),
+        "no_plan_again": await engine.counted(ids, plan(100)),
+        "no_plan_other_tenant": await engine.counted(ids, plan(100, tenant=1)),
+    }
+
+
+async def mixed(engine: Engine) -> list[dict[str, Any]]:
+    """One prompt under four plans in one batch."""
+    length = len(PROMPT_ALONE)
+    plans = [
+        plan(length, version="mixed"), plan(length, tenant=1, corruption=PLAN_SHORT, version="mixed"),
+        plan(length, tenant=2, corruption=PLAN_OTHER, version="mixed"), plan(length, tenant=3, version="mixed"),
+    ]
+    return [vars(seen) for seen in await engine.batch([(PROMPT_ALONE, what) for what in plans])]
+
+
+async def refused(engine: Engine) -> dict[str, Any]:
+    """Requests that no valid ticket covers, then one that is in order."""
+    now, key, length = time.time(), read_key(), SHORT
+    good = plan(length)
+    valid = sign(good, "s" * 48, PROMPT_ALONE, key, now_s=now)
+    edits = plan(length, edits=(EditLane(pack="p" * 8),))
+    tickets = {
+        "missing": "",
+        "garbage": "not-a-ticket",
+        "forged": sign(good, "s" * 48, PROMPT_ALONE, b"x" * 64, now_s=now),
+        "expired": sign(good, "s" * 48, PROMPT_ALONE, key, now_s=now - LIFETIME_S - 60),
+        "other_prompt": sign(good, "s" * 48, PROMPT_ALONE[:-1] + [11], key, now_s=now),
+        "other_length": sign(plan(length + 1), "s" * 48, PROMPT_ALONE, key, now_s=now),
+        "no_salt": sign(good, "", PROMPT_ALONE, key, now_s=now),
+        "edits": sign(edits, "s" * 48, PROMPT_ALONE, key, now_s=now),
+        "changed": valid[:-1] + ("0" if valid[-1] != "0" else "1"),
+    }
+    results: dict[str, Any] = {}
+    for name, ticket in tickets.items():
+        results[name] = vars(await asyncio.wait_for(engine.ask(PROMPT_ALONE, ticket=ticket), timeout=60))
+    results["alive"] = vars(await engine.ask(PROMPT_ALONE, plan(length, version="alive")))
+    return results
+
+
+async def constrained(engine: Engine, model: str) -> dict[str, Any]:
+    """A token that spells a forbidden word is pushed by a bias; only the request with the constraint avoids it."""
+    from transformers import AutoTokenizer
+
+    from guard.classifiers.automaton import Automaton
+    from guard.classifiers.vocabulary import Vocabulary
+    from guard.engine.selftest import planted_word
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    token, word = planted_word(tokenizer)
+    automaton = Automaton.compile([word], Vocabulary.from_tokenizer(tokenizer))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "automaton"
+        automaton.save(path)
+        await engine.client.collective_rpc("guard_stage", args=("constraint", str(path), automaton.digest))
+    await engine.client.collective_rpc("guard_commit", args=("constraint", automaton.digest))
+    rule = Constraint(digest=automaton.digest, start=SHORT)
+    push: dict[str, Any] = {"logit_bias": {token: 100.0}, "max_tokens": 6}
+    free = await engine.counted(PROMPT_ALONE, plan(SHORT, version="free"), **push)
+    bound = await engine.counted(PROMPT_ALONE, plan(SHORT, constraint=rule), **push)
+    four = await engine.counted(PROMPT_ALONE, plan(SHORT, constraint=rule), **push | {"n": 4, "temperature": 1.0})
+    references = await engine.client.engine_core.call_utility_async("guard_engine_counters")
+    await engine.client.collective_rpc("guard_release", args=("constraint", automaton.digest))
+    return {"token": token, "free": free, "bound": bound, "four": four, "engine": references}
+
+
+async def dummy(engine: Engine) -> dict[str, Any]:
+    """A step of an idle rank right after a corrupted request."""
+    await engine.ask(PROMPT_ALONE, plan(SHORT, corruption=PLAN_SHORT, version="dummy"))
+    before = await engine.counters()
+    await engine.client.collective_rpc("execute_dummy_batch")
+    return {"before": before, "after": await engine.counters()}
+
+
+async def drafted(engine: Engine) -> dict[str, Any]:
+    """Speculative decoding: a repetitive prompt, so that the n-gram drafter has something to propose."""
+    ids = (prompt_ids(400, 8) * 5)[:SHORT + 16]
+    part = corruption(3, (4, 9), (30, 33))
+    return {
+        "ids": ids,
+        "corrupted": await engine.counted(ids, plan(len(ids), corruption=part), max_tokens=12),
+        "empty": await engine.counted(ids, plan(len(ids)), max_tokens=12),
+        "batch": [vars(seen) for seen in await engine.batch([
+            (ids, plan(len(ids), version="b")), (ids, plan(len(ids), corruption=part, version="b")),
+        ], max_tokens=12)],
+    }
+
+
+async def observe(engine: Engine, model: str, ngram: bool) -> dict[str, Any]:
+    """All results of this engine."""
+    if not engine.guarded:
+        return {"stock": await compared_with_stock(engine)}
+    if ngram:
+        return {"drafted": await drafted(engine), "constrained": await constrained(engine, model)}
+    from transformers import AutoTokenizer
+
+    from guard.engine.selftest import selftest
+
+    report = await selftest(engine.client, AutoTokenizer.from_pretrained(model), read_key())
+    results: dict[str, Any] = {"selftest": report}
+    results["stock"] = await compared_with_stock(engine)
+    for name, scenario in (
+        ("corrupted", corrupted), ("cached", cached), ("mixed", mixed), ("refused", refused), ("dummy", dummy),
+        ("preempted", preempted),
+    ):
+        results[name] = await scenario(engine)
+    four = {"n": 4, "temperature": 1.0, "seed": 3}
+    results["four"] = await engine.counted(PROMPT_ALONE, plan(SHORT, corruption=PLAN_SHORT, version="four"), **four)
+    results["constrained"] = await constrained(engine, model)
+    results["ping"] = await engine.client.collective_rpc("guard_ping")
+    return results
+
+
+def engine_arguments(model: str, guarded: bool, runner: str, ngram: bool) -> Any:
+    """The same small engine for all; float32, so that results can be compared bit by bit."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    options: dict[str, Any] = {
+        "model": model, "dtype": "float32", "max_model_len": 256, "max_num_seqs": BATCH, "block_size": BLOCK_TOKENS,
+        "num_gpu_blocks_override": CACHE_BLOCKS, "max_num_batched_tokens": 512, "seed": 0,
+        "long_prefill_token_threshold": CHUNK_TOKENS, "logprobs_mode": "processed_logprobs",
+        "enforce_eager": runner == "v2", "enable_prefix_caching": True,
+    }
+    if ngram:
+        options["speculative_config"] = {
+            "method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 2,
+        }
+    if guarded:
+        from guard.engine import compat
+
+        options |= {
+            "worker_cls": compat.WORKER, "scheduler_cls": compat.SCHEDULER,
+            "logits_processors": [compat.LOGITS_PROCESSOR], "additional_config": compat.additional_config(),
+        }
+    return AsyncEngineArgs(**options)
+
+
+async def main() -> None:
+    """Start the engine, run the scenarios, write the results."""
+    kind, runner, model, output = sys.argv[1:5]
+    guarded, ngram = kind == "guarded", "--ngram" in sys.argv
+    if guarded:
+        create_key()
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    client = AsyncLLM.from_engine_args(engine_arguments(model, guarded, runner, ngram))
+    try:
+        results = await observe(Engine(client, guarded), model, ngram)
+    finally:
+        client.shutdown()
+    results["environment"] = {"runner": runner, "kind": kind, "process": os.getpid()}
+    Path(output).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
