@@ -1,0 +1,94 @@
+"""What the gate and the engine client tell each other about a request.
+
+The context is made by the HTTP layer and read by the client when a route calls `generate`; the gate answers with an
+admission, the only thing with which a generation can start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from guard.errors import RequestRefused
+from guard.plan import Plan
+from guard.policy import Tenant
+
+
+@dataclass(slots=True, eq=False)
+class RequestContext:
+    """One HTTP request on its way through the server; made by the authentication middleware.
+
+    `prompts` is the number of generations that the request will start, `prompt_field` the body's field that holds them.
+    `decided` is set when all are admitted or one is refused: until then no byte of the response is sent.
+    """
+
+    request_id: str
+    tenant: Tenant
+    prompts: int = 1
+    prompt_field: str = "messages"
+    refusal: RequestRefused | None = None
+    admitted: int = 0
+    decided: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def admit(self) -> None:
+        """Count one admitted generation."""
+        self.admitted += 1
+        if self.admitted >= self.prompts:
+            self.decided.set()
+
+    def refuse(self, error: RequestRefused) -> None:
+        """Remember the first refusal; it becomes the response."""
+        self.refusal = self.refusal or error
+        self.decided.set()
+
+
+CURRENT_REQUEST: ContextVar[RequestContext | None] = ContextVar("guard_request", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputCheck:
+    """What the generated text is compared with: patterns in mask form, indices that may appear, text before it."""
+
+    patterns: tuple[str, ...]
+    exempt: frozenset[int]
+    seed: str
+    max_rollbacks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Leave to run one generation: the signed plan, its cache salt and the output check (None: nothing to check)."""
+
+    plan: Plan
+    ticket: str
+    salt: str
+    check: OutputCheck | None = None
+
+
+class Gate(Protocol):
+    """Decides about every generation. Implemented by the service."""
+
+    def admit_now(self, context: RequestContext, token_ids: Sequence[int]) -> Admission | None:
+        """Admit at once where nothing has to be looked at (empty forget-list), else None."""
+        ...
+
+    async def admit(self, context: RequestContext, token_ids: Sequence[int]) -> Admission:
+        """Admit, or raise RequestRefused."""
+        ...
+
+    async def resume(self, context: RequestContext, admission: Admission, token_ids: Sequence[int]) -> Admission:
+        """Admit the continuation after a roll-back, with the constraint on. Raises RequestRefused."""
+        ...
+
+    def finish(self, context: RequestContext, admission: Admission) -> None:
+        """The generation has ended, however it ended."""
+        ...
+
+    def count_output(
+        self, context: RequestContext, *, held_back: int = 0, rollbacks: int = 0, filtered: int = 0
+    ) -> None:
+        """Count held-back tokens, roll-backs and answers that ended with `content_filter`."""
+        ...

@@ -1,0 +1,121 @@
+"""vLLM's own server with the guard's anchors: arguments, environment, engine, application.
+
+Flags that the guard needs are forced; flags that would open a way round it are refused with their name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from guard.errors import ConfigurationError
+
+# attribute of the parsed arguments -> why a truthy value is refused here, in the API process
+REFUSED: dict[str, str] = {
+    "middleware": "it would see requests before the guard",
+    "enable_lora": "an adapter is another model than the one that was checked",
+    "lora_modules": "an adapter is another model than the one that was checked",
+    "enable_prompt_tokens_details": "it shows what other requests have cached",
+    "enable_per_request_metrics": "it shows what other requests have cached",
+    "return_tokens_as_token_ids": "token ids are not compared with the forget-list",
+    "enable_auto_tool_choice": "tool calls are not compared with the forget-list yet",
+}
+QUIET_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+DEFAULT_HOST = "127.0.0.1"
+
+Start = Callable[[Any], Awaitable[tuple[Any, Callable[[Any], Any]]]]
+
+
+def prepare_environment() -> None:
+    """Set the environment that vLLM's processes inherit. Raises ConfigurationError for a variable that opens a door."""
+    from guard.engine import compat
+
+    compat.check_version()
+    compat.check_environment(os.environ)
+    os.environ.update(compat.forced_environment() | QUIET_ENVIRONMENT)
+
+
+def build_arguments(model: str, extra: Sequence[str], *, served_name: str | None, drain_timeout_s: int) -> Namespace:
+    """vLLM's parsed arguments for `MODEL [flags]`. Raises ConfigurationError for a flag that cannot be guarded."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from guard.engine import compat
+
+    parser: Any = FlexibleArgumentParser(  # type: ignore[no-untyped-call]
+        prog="guard serve", description="Serve a model behind the guard."
+    )
+    args: Namespace = make_arg_parser(parser).parse_args([model, *extra])
+    compat.check_arguments(args)
+    for name, reason in REFUSED.items():
+        if getattr(args, name, None):
+            raise ConfigurationError(f"{flag_of(name)} cannot be used with the guard: {reason}; remove it")
+    args.shutdown_timeout = args.shutdown_timeout or drain_timeout_s
+    for name, value in compat.forced_arguments(args).items():
+        setattr(args, name, value)
+    args.model = model
+    args.host = args.host or DEFAULT_HOST
+    if served_name is not None and not args.served_model_name:
+        args.served_model_name = [served_name]
+    validate_parsed_serve_args(args)
+    return args
+
+
+def flag_of(name: str) -> str:
+    """The command-line spelling of an argument."""
+    return "--" + name.replace("_", "-")
+
+
+def check_model(model: str) -> None:
+    """Raise ConfigurationError when `model` is a local path without a model."""
+    path = Path(model)
+    local = path.is_absolute() or model.startswith((".", "~")) or path.exists()
+    if local and not (path.expanduser() / "config.json").is_file():
+        raise ConfigurationError(f"model not found: {model} has no config.json")
+
+
+def bind(args: Namespace) -> tuple[str, socket.socket]:
+    """Bind the listening socket before anything slow. Raises ConfigurationError when the port is taken."""
+    from vllm.entrypoints.launchers.launcher import setup_server
+
+    try:
+        address, sock = setup_server(args, reuse_port=False)
+    except OSError as error:
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {error.strerror}"
+        raise ConfigurationError(f"port {args.port} on {args.host} {reason}; choose another with --port") from error
+    return address, sock
+
+
+async def run(args: Namespace, sock: socket.socket, address: str, start: Start) -> None:
+    """Start the engine, let `start` make (client, install) from it, and serve until a signal.
+
+    `start(engine)` returns the wrapped client and a function that puts the guard in front of the application.
+    """
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.launcher import serve_http
+
+    async with build_async_engine_client(args) as engine:
+        client, install = await start(engine)
+        tasks = await client.get_supported_tasks()
+        if "generate" not in tasks:
+            raise ConfigurationError("the guard serves models that generate text; this model does not")
+        app = build_app(args, tasks, client.model_config)
+        await init_app_state(client, app.state, args, tasks)
+        ended = await serve_http(
+            install(app), sock=sock, enable_ssl_refresh=args.enable_ssl_refresh, host=args.host, port=args.port,
+            log_level=args.uvicorn_log_level, access_log=False, ssl_keyfile=args.ssl_keyfile,
+            ssl_certfile=args.ssl_certfile, ssl_ca_certs=args.ssl_ca_certs, ssl_cert_reqs=args.ssl_cert_reqs,
+            ssl_ciphers=args.ssl_ciphers, h11_max_incomplete_event_size=64 * 1024, h11_max_header_count=64,
+            http="h11",
+        )
+    try:
+        await ended
+    finally:
+        sock.close()

@@ -1,0 +1,80 @@
+"""Settings of the server, read from the environment: `GUARD_` and the field's name in capitals.
+
+Every field has a description; the configuration page is made from them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guard.errors import ConfigurationError
+
+PREFIX = "GUARD_"
+# set by the server itself for its own processes, or read by single modules
+RESERVED = frozenset({"GUARD_TICKET_KEY"})
+
+
+class Settings(BaseModel):
+    """All settings; unknown `GUARD_*` variables are ignored, wrong values are refused at start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    home: Annotated[
+        Path, Field(description="Folder for the tenant store, the key pepper, compiled automata and fitted strengths.")
+    ] = Path(".guard")
+    database_url: Annotated[
+        str, Field(description="SQLAlchemy URL of the tenant store; empty: SQLite in `GUARD_HOME/guard.db`.")
+    ] = ""
+    encoder: Annotated[
+        str,
+        Field(description="Sentence encoder: `auto` (the local MiniLM package), a Hugging Face id or path, or `none`."),
+    ] = "auto"
+    fitted: Annotated[
+        Path | None,
+        Field(description="Fitted corruption pack; default: `eco` next to the model, then `GUARD_HOME/fitted/eco`."),
+    ] = None
+    reload_interval_s: Annotated[
+        float, Field(gt=0.0, le=60.0, description="Seconds between looks at the tenant store's revision.")
+    ] = 0.25
+    residency_timeout_s: Annotated[
+        float, Field(gt=0.0, le=600.0, description="Seconds that a request waits for its constraint to be loaded.")
+    ] = 20.0
+    max_body_bytes: Annotated[
+        int, Field(ge=1024, le=1 << 28, description="Largest request body in bytes; more is answered 413.")
+    ] = 1 << 20
+    body_timeout_s: Annotated[
+        float, Field(gt=0.0, le=600.0, description="Seconds within which a request body must arrive.")
+    ] = 30.0
+    counter_interval_s: Annotated[
+        float, Field(gt=0.0, le=600.0, description="Seconds between reads of the engine's enforcement counters.")
+    ] = 2.0
+    drain_timeout_s: Annotated[
+        int, Field(ge=0, le=3600, description="Seconds that running requests get to finish after SIGTERM.")
+    ] = 30
+    log_level: Annotated[
+        str, Field(pattern="^(debug|info|warning|error)$", description="Level of the guard's own log lines.")
+    ] = "info"
+
+    @property
+    def store_url(self) -> str:
+        """URL of the tenant store."""
+        return self.database_url or f"sqlite:///{self.home.resolve() / 'guard.db'}"
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the environment. Raises ConfigurationError that names the variable."""
+    source = os.environ if environment is None else environment
+    values = {
+        name: source[PREFIX + name.upper()] for name in Settings.model_fields if source.get(PREFIX + name.upper())
+    }
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = PREFIX + str(first["loc"][0]).upper()
+        raise ConfigurationError(f"{variable}: {first['msg']}") from error
