@@ -1,7 +1,7 @@
 """Which vLLM the guard works with, what it forces, and what it refuses at start because it would go round the guard.
 
-Everything here fails closed with a `ConfigurationError` that names the flag, the reason and the way out. Flags are checked
-in the API process (`check_arguments`) and, on the final configuration, again in every worker (`check_config`).
+Everything here fails closed with a `ConfigurationError` that names the flag, the reason and the way out. Flags are
+checked in the API process (`check_arguments`) and, on the final configuration, again in every worker (`check_config`).
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def check_arguments(arguments: Namespace, environment: Mapping[str, str] | None 
     if getattr(arguments, "logits_processors", None) not in (None, [], [LOGITS_PROCESSOR]):
         raise ConfigurationError("--logits-processors is set by the guard: another processor could undo its mask")
     if getattr(arguments, "runner", "auto") not in ("auto", "generate"):
-        raise ConfigurationError(f"--runner {arguments.runner} cannot be used with the guard: only generation is checked")
+        raise ConfigurationError(f"--runner {arguments.runner} is not supported: the guard checks generation only")
     if CONFIG_KEY in _mapping(getattr(arguments, "additional_config", None)):
         raise ConfigurationError(f"--additional-config: the key {CONFIG_KEY!r} is set by the guard; remove it")
 

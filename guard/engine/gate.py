@@ -2,8 +2,8 @@
 
 vLLM calls `EngineCore.preprocess_add_request` for every request before it becomes a `Request` (where the prefix-cache
 hashes are computed); raising there is reported to the client as a failed request and the engine goes on. The gate is
-installed by the import of `guard.engine.scheduler`, which vLLM imports by name in the engine process and which fails the
-start when it cannot be imported: an entry-point plugin would fail open.
+installed by the import of `guard.engine.scheduler`, which vLLM imports by name in the engine process and which fails
+the start when it cannot be imported: an entry-point plugin would fail open.
 """
 
 from __future__ import annotations

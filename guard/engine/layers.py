@@ -1,7 +1,7 @@
 """Finding and wrapping the places of a model where interventions apply.
 
-The embedding instance gets another class, so parameter names, weight reload, quantisation and LoRA stay valid. This must
-happen after the weights are loaded and before the model is compiled, which vLLM does at the first forward.
+The embedding instance gets another class, so parameter names, weight reload, quantisation and LoRA stay valid. This
+must happen after the weights are loaded and before the model is compiled, which vLLM does at the first forward.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The device op `guard::corrupt` and the persistent memory that it reads.
 
-The op is part of the compiled model and is replayed by CUDA graphs without Python, so all that changes from step to step
-(slots, positions, parameters) lives in tensors that are allocated once per process, before the model is compiled. The op
-mutates `hidden` in place, takes the site as a tensor (a Python number would make every compiled piece unique), is
+The op is part of the compiled model and is replayed by CUDA graphs without Python, so all that changes from step to
+step (slots, positions, parameters) lives in tensors that are allocated once per process, before the model is compiled.
+The op mutates `hidden` in place, takes the site as a tensor (a Python number would make every compiled piece unique), is
 launched unconditionally and leaves rows of slot 0 untouched.
 """
 

@@ -2,8 +2,8 @@
 `execute_model` and `_dummy_run`.
 
 V2 gives every request a stable state index, which is its request slot. Preemption removes the state and sends the
-request again as a new one. Batch boundaries are read from `query_start_loc` on the device, because adaptive verification
-decides them there.
+request again as a new one. Batch boundaries are read from `query_start_loc` on the device, because adaptive
+verification decides them there.
 """
 
 from __future__ import annotations

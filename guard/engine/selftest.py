@@ -39,7 +39,8 @@ async def selftest(engine_client: Any, tokenizer: Any, key: bytes) -> dict[str, 
     pings = await engine_client.collective_rpc("guard_ping")
     _check_pings(pings)
     ids = _prompt(tokenizer)
-    plain = await _moved(engine_client, ids, Plan(tenant_index=0, policy_version=_version(), prompt_length=len(ids)), key)
+    empty = Plan(tenant_index=0, policy_version=_version(), prompt_length=len(ids))
+    plain = await _moved(engine_client, ids, empty, key)
     _require(all(not moved["corrupted_tokens"] for moved in plain), "a request without a plan was corrupted")
     corruption = Corruption(kind="gauss", rho=1.0, seed=1, ranges=_RANGES)
     planned = Plan(tenant_index=0, policy_version=_version(), prompt_length=len(ids), corruption=corruption)
@@ -92,7 +93,7 @@ async def _check_mask(engine_client: Any, tokenizer: Any, ids: Sequence[int], ke
         tokens, _ = await _generate(engine_client, ids, bound, key, push)
     finally:
         await engine_client.collective_rpc("guard_release", args=("constraint", automaton.digest))
-    _require(bool(tokens) and token not in tokens, "a forbidden word was generated; the logits processor is not in place")
+    _require(bool(tokens) and token not in tokens, "a forbidden word was generated; the mask is not in place")
     return token
 
 

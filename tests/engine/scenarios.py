@@ -75,7 +75,9 @@ class Engine:
         self.guarded = guarded
         self.serial = 0
 
-    async def ask(self, ids: list[int], what: Plan | None = None, *, ticket: str | None = None, **params: Any) -> Observed:
+    async def ask(
+        self, ids: list[int], what: Plan | None = None, *, ticket: str | None = None, **params: Any,
+    ) -> Observed:
         """Generate for `ids`; a guarded engine gets a ticket for `what` (the empty plan) unless one is given."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 

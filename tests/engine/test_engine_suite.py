@@ -1,0 +1,210 @@
+"""One suite for both runners of a real engine: V1 compiled, and Model Runner V2 in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from guard.kernels.corrupt import CorruptionTable, corrupt
+from guard.plan import Corruption
+
+_SPEC = importlib.util.spec_from_file_location("engine_scenarios", Path(__file__).with_name("scenarios.py"))
+scenarios: Any = importlib.util.module_from_spec(_SPEC)  # type: ignore[arg-type]
+_SPEC.loader.exec_module(scenarios)  # type: ignore[union-attr]
+
+pytestmark = pytest.mark.vllm
+RUNNERS = ("v1", "v2")
+TOLERANCE = 2e-3
+
+
+@pytest.fixture(scope="session", params=RUNNERS)
+def runner(request: pytest.FixtureRequest) -> str:
+    """The runner under test."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def guarded(engine_results: Any, runner: str) -> dict[str, Any]:
+    """What the guarded engine observed."""
+    return engine_results("guarded", runner)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_model: Path) -> Any:
+    """The same model in transformers: token ids and corruption -> logprobs [vocab] after the last token."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def logprobs(ids: list[int], part: Corruption | None = None) -> torch.Tensor:
+        hidden = model.get_input_embeddings()(torch.tensor(ids)).clone()
+        if part is not None:
+            slots = torch.zeros(len(ids), dtype=torch.int32)
+            for start, end in part.ranges:
+                slots[start:end] = 1
+            table = CorruptionTable.empty(2)
+            table.set(1, kind=part.kind, dims=part.dims, rho=part.rho, seed=part.seed)
+            corrupt(hidden, slots, torch.arange(len(ids)), table)
+        return model(inputs_embeds=hidden[None]).logits[0, -1].float().log_softmax(-1)  # type: ignore[no-any-return]
+
+    return logprobs
+
+
+def first_step(seen: dict[str, Any]) -> dict[int, float]:
+    """Top logprobs of the first generated token."""
+    return {int(token): value for token, value in seen["logprobs"][0][0].items()}
+
+
+def matches(seen: dict[str, Any], expected: torch.Tensor) -> bool:
+    """Whether the first step's logprobs are the expected ones."""
+    return all(
+        math.isclose(value, float(expected[token]), abs_tol=TOLERANCE, rel_tol=TOLERANCE)
+        for token, value in first_step(seen).items()
+    )
+
+
+def covered(part: Corruption) -> int:
+    """Number of positions of a corruption."""
+    return sum(end - start for start, end in part.ranges)
+
+
+def test_the_self_test_of_a_healthy_engine_passes_on_every_rank(guarded: dict[str, Any], runner: str) -> None:
+    report = guarded["selftest"]
+    assert report["runner"] == runner
+    assert report["ranks"] == 1
+    assert report["layers"] == 4
+    assert report["embedding"].endswith("embed_tokens")
+
+
+def test_an_unplanned_request_alone_is_bitwise_stock(guarded: dict[str, Any], engine_results: Any, runner: str) -> None:
+    stock = engine_results("stock", runner)["stock"]["alone"]
+    assert guarded["stock"]["alone"]["tokens"] == stock["tokens"]
+    assert guarded["stock"]["alone"]["logprobs"] == stock["logprobs"]
+
+
+def test_an_unplanned_request_among_fifteen_corrupted_is_bitwise_stock(
+    guarded: dict[str, Any], engine_results: Any, runner: str,
+) -> None:
+    stock, ours = engine_results("stock", runner)["stock"]["batch"], guarded["stock"]["batch"]
+    assert ours[0]["tokens"] == stock[0]["tokens"]
+    assert ours[0]["logprobs"] == stock[0]["logprobs"]
+    assert all(mine["logprobs"] != plain["logprobs"] for mine, plain in zip(ours[1:], stock[1:], strict=True))
+
+
+def test_exactly_the_planned_positions_are_corrupted(guarded: dict[str, Any], reference: Any) -> None:
+    short = guarded["corrupted"]["short"]
+    assert matches(short["seen"], reference(scenarios.PROMPT_ALONE, scenarios.PLAN_SHORT))
+    assert not matches(short["seen"], reference(scenarios.PROMPT_ALONE))
+    assert short["moved"]["corrupted_tokens"] == covered(scenarios.PLAN_SHORT)
+    assert short["moved"]["expected_corrupted_tokens"] == covered(scenarios.PLAN_SHORT)
+
+
+def test_the_empty_plan_moves_no_counter(guarded: dict[str, Any], reference: Any) -> None:
+    empty = guarded["corrupted"]["empty"]
+    assert matches(empty["seen"], reference(scenarios.PROMPT_ALONE))
+    assert set(empty["moved"].values()) == {0}
+
+
+def test_a_chunked_prompt_is_corrupted_like_a_whole_one(guarded: dict[str, Any], reference: Any) -> None:
+    long = guarded["corrupted"]["long"]
+    assert scenarios.LONG > 2 * scenarios.CHUNK_TOKENS
+    assert matches(long["seen"], reference(scenarios.PROMPT_LONG, scenarios.PLAN_LONG))
+    assert long["moved"]["corrupted_tokens"] == covered(scenarios.PLAN_LONG)
+
+
+def test_a_preempted_request_is_recomputed_with_the_same_corruption(guarded: dict[str, Any]) -> None:
+    seen = guarded["preempted"]
+    assert seen["preemptions"] >= 1
+    for alone, together in zip(seen["alone"], seen["together"], strict=True):
+        assert together["error"] == ""
+        assert together["tokens"] == alone["tokens"]
+    moved = seen["moved"]
+    assert moved["corrupted_tokens"] == moved["expected_corrupted_tokens"]
+    assert moved["corrupted_tokens"] >= 3 * 35
+
+
+def test_the_same_plan_hits_the_prefix_cache_and_gives_the_same_answer(guarded: dict[str, Any]) -> None:
+    first, same = guarded["cached"]["first"], guarded["cached"]["same"]
+    assert first["seen"]["cached_tokens"] == 0
+    assert same["seen"]["cached_tokens"] > 0
+    assert same["seen"]["tokens"] == first["seen"]["tokens"]
+    assert same["moved"]["corrupted_tokens"] == same["moved"]["expected_corrupted_tokens"]
+
+
+@pytest.mark.parametrize("other", ["other_plan", "other_tenant", "no_plan", "no_plan_other_tenant"])
+def test_no_block_is_shared_across_plans_or_tenants(guarded: dict[str, Any], other: str) -> None:
+    assert guarded["cached"][other]["seen"]["cached_tokens"] == 0
+
+
+def test_unplanned_requests_of_one_tenant_share_blocks(guarded: dict[str, Any], reference: Any) -> None:
+    again = guarded["cached"]["no_plan_again"]["seen"]
+    assert again["cached_tokens"] > 0
+    assert matches(again, reference(scenarios.prompt_ids(300, 100)))
+
+
+def test_tenants_in_one_batch_get_their_own_plans(guarded: dict[str, Any], reference: Any) -> None:
+    ids = scenarios.PROMPT_ALONE
+    for seen, part in zip(guarded["mixed"], (None, scenarios.PLAN_SHORT, scenarios.PLAN_OTHER, None), strict=True):
+        assert matches(seen, reference(ids, part))
+
+
+def test_every_choice_of_n_is_corrupted(guarded: dict[str, Any], reference: Any) -> None:
+    four = guarded["four"]
+    assert len(four["seen"]["tokens"]) == 4
+    expected = reference(scenarios.PROMPT_ALONE, scenarios.PLAN_SHORT)
+    for choice in range(4):
+        top = {int(token): value for token, value in four["seen"]["logprobs"][choice][0].items()}
+        assert all(math.isclose(value, float(expected[token]), abs_tol=TOLERANCE) for token, value in top.items())
+    assert four["moved"]["corrupted_tokens"] == four["moved"]["expected_corrupted_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    "ticket",
+    ["missing", "garbage", "forged", "expired", "other_prompt", "other_length", "no_salt", "edits", "changed"],
+)
+def test_a_request_without_a_valid_ticket_is_refused(guarded: dict[str, Any], ticket: str) -> None:
+    seen = guarded["refused"][ticket]
+    assert not any(seen["tokens"])
+    assert seen["error"] or seen["finish"] == ["error"]
+
+
+def test_the_engine_goes_on_after_refusals(guarded: dict[str, Any], reference: Any) -> None:
+    assert matches(guarded["refused"]["alive"], reference(scenarios.PROMPT_ALONE))
+
+
+def test_a_dummy_step_corrupts_nothing(guarded: dict[str, Any]) -> None:
+    assert guarded["dummy"]["after"] == guarded["dummy"]["before"]
+
+
+def test_a_forbidden_word_is_masked_for_the_constrained_request_only(guarded: dict[str, Any]) -> None:
+    seen = guarded["constrained"]
+    assert seen["token"] in seen["free"]["seen"]["tokens"][0]
+    for which, choices in (("bound", 1), ("four", 4)):
+        assert len(seen[which]["seen"]["tokens"]) == choices
+        assert all(choice and seen["token"] not in choice for choice in seen[which]["seen"]["tokens"])
+
+
+def test_the_scheduler_holds_no_reference_to_finished_requests(guarded: dict[str, Any]) -> None:
+    engine = guarded["constrained"]["engine"]
+    assert engine["references"] == {}
+    assert engine["refused_requests"] >= 10
+    assert engine["admitted_requests"] > 50
+
+
+def test_speculative_decoding_keeps_corruption_and_constraint(engine_results: Any, reference: Any) -> None:
+    seen = engine_results("guarded", "v2", "--ngram")
+    drafted = seen["drafted"]
+    ids, part = drafted["ids"], scenarios.corruption(3, (4, 9), (30, 33))
+    assert matches(drafted["corrupted"]["seen"], reference(ids, part))
+    assert matches(drafted["empty"]["seen"], reference(ids))
+    assert drafted["corrupted"]["moved"]["corrupted_tokens"] == covered(part)
+    plain, corrupted = drafted["batch"]
+    assert plain["tokens"] == drafted["empty"]["seen"]["tokens"]
+    assert corrupted["tokens"] == drafted["corrupted"]["seen"]["tokens"]
+    assert seen["constrained"]["token"] not in seen["constrained"]["bound"]["seen"]["tokens"][0]
