@@ -28,7 +28,7 @@ TRIE_ARRAYS = ("first_child", "label", "fail", "output", "pattern")
 
 def code_points(text: str) -> Ints:
     """Code points of `text`, int32 [len(text)]."""
-    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.int32)
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.int32).copy()
 
 
 class Trie:
