@@ -49,6 +49,13 @@ def test_every_setting_is_documented() -> None:
     assert missing == []
 
 
+def test_every_variable_that_the_code_reads_is_documented() -> None:
+    files = [path for folder in ("guard", "kernels", "classifiers", "service") for path in (ROOT / folder).rglob("*.py")]
+    files += [ROOT / "Makefile", ROOT / "deploy" / "setup.sh"]
+    used = {name for path in files for name in re.findall(r"\bGUARD_[A-Z][A-Z_]*[A-Z]\b", path.read_text("utf-8"))}
+    assert [name for name in sorted(used) if f"`{name}`" not in page("configuration.md")] == []
+
+
 def test_every_setting_and_tenant_file_key_says_what_it_means(generator: ModuleType) -> None:
     rows = re.findall(r"^\|.*\|$", generator.settings_table() + "\n" + generator.tenant_file_table(), re.MULTILINE)
     assert [row for row in rows if row.endswith("|  |")] == []
