@@ -50,8 +50,9 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_every_variable_that_the_code_reads_is_documented() -> None:
-    files = [path for folder in ("guard", "kernels", "classifiers", "service") for path in (ROOT / folder).rglob("*.py")]
-    files += [ROOT / "Makefile", ROOT / "deploy" / "setup.sh"]
+    folders = ("guard", "kernels", "classifiers", "service")
+    files = [ROOT / "Makefile", ROOT / "deploy" / "setup.sh"]
+    files += [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     used = {name for path in files for name in re.findall(r"\bGUARD_[A-Z][A-Z_]*[A-Z]\b", path.read_text("utf-8"))}
     assert [name for name in sorted(used) if f"`{name}`" not in page("configuration.md")] == []
 

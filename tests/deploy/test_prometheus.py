@@ -38,7 +38,7 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
         try:
             if result := condition():
                 return result
-        except httpx.TransportError:
+        except httpx.HTTPError:  # not listening yet, or 503 while it starts
             pass
         time.sleep(0.2)
     pytest.fail(f"{what}: not within {DEADLINE_S:.0f} s")
