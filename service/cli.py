@@ -1,0 +1,174 @@
+"""The command line `guard`. Commands import what they need when they run, so that small ones start fast.
+
+Exit codes: 0 done, 1 a file or pack does not validate, 2 configuration or usage, one clear line on standard error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from guard import __version__
+from guard.errors import ConfigurationError
+from guard.service import cli_models, cli_tenants
+from guard.service.cli_options import (
+    DEFAULT_HOME,
+    INVALID,
+    AsJson,
+    DatabaseUrl,
+    GuardGroup,
+    Home,
+    console,
+    export,
+    fail,
+    open_store,
+)
+
+app = typer.Typer(
+    name="guard", cls=GuardGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Per-tenant unlearning for vLLM.",
+)
+app.add_typer(cli_tenants.keys, name="key")
+app.add_typer(cli_tenants.tenants, name="tenant")
+app.add_typer(cli_models.packs, name="pack")
+app.add_typer(cli_models.fits, name="fit")
+app.command("check")(cli_models.check)
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Tenant file (YAML).")]
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vllm-guard {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Per-tenant unlearning for vLLM."""
+
+
+@app.command(context_settings=PASS_THROUGH)
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Folder or Hugging Face id of a model, or `demo`; vLLM's flags follow.")],
+    home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "",
+) -> None:
+    """Serve MODEL with the guard. Every flag of `vllm serve` may follow MODEL and is passed through untouched."""
+    own, extra = split_own_options(context.args)
+    export(Path(own.get("--home", home)), own.get("--database-url", database_url))
+    from guard.service import launch
+
+    raise typer.Exit(launch.serve(model, extra))
+
+
+def split_own_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Take `--home` and `--database-url` out of the flags after MODEL; the rest is vLLM's, in its order.
+
+    Raises ConfigurationError when one of the two has no value.
+    """
+    own: dict[str, str] = {}
+    extra: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name not in ("--home", "--database-url"):
+            extra.append(argument)
+            continue
+        given = value if equals else next(rest, "")
+        if not given:
+            raise ConfigurationError(f"{name} needs a value")
+        own[name] = given
+    return own, extra
+
+
+@app.command()
+def demo(
+    questions: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUESTION]...", help="Questions instead of the built-in ones.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="Address of a running `guard serve demo`.")] = "http://127.0.0.1:8000",
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Ask a running demo server the same questions for its tenants, side by side."""
+    from guard.demo.show import show
+
+    show(url, home, questions or ())
+
+
+@app.command()
+def apply(
+    file: FileArgument, home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "", as_json: AsJson = False
+) -> None:
+    """Create or replace the tenants of FILE: all of them, or none when anything in it is wrong."""
+    from guard.service.audit import command_line_actor
+    from guard.service.tenant_file import examine, read_text
+
+    parsed, problems = examine(read_text(file))
+    if parsed is None:
+        for problem in problems:
+            fail(str(problem.error()))
+        fail(f"{file.name} was not applied; the running policy is unchanged")
+        raise typer.Exit(INVALID)
+    changes = open_store(home, database_url, create=True).publish(parsed, actor=command_line_actor())
+    rows = [
+        {"tenant": change.tenant, "index": change.index, "change": change.kind, "targets": change.targets,
+         "policy_version": change.policy_version}
+        for change in changes
+    ]
+    cli_tenants.show_rows(rows, ("tenant", "index", "change", "targets", "policy_version"), as_json)
+
+
+@app.command()
+def validate(file: FileArgument) -> None:
+    """Check FILE without applying it; every problem is named by line and field."""
+    from guard.service.tenant_file import examine, read_text
+
+    parsed, problems = examine(read_text(file))
+    if parsed is None:
+        for problem in problems:
+            fail(str(problem.error()))
+        raise typer.Exit(INVALID)
+    targets = sum(len(tenant.targets) for tenant in parsed.tenants)
+    console().print(f"{file.name} is valid: {len(parsed.tenants)} tenants, {targets} targets", markup=False)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of tenant files, for editors and other programs."""
+    from guard.service.schema import schema_text
+
+    typer.echo(schema_text())
+
+
+@app.command()
+def selftest(
+    url: Annotated[str, typer.Option(help="Address of a running server.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Ask a running server for the result of its self-test and the state of its parts; 1 when it is not ready."""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=10.0, trust_env=False)
+        typer.echo(answer.text)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConfigurationError(f"no server answers at {url}: {type(error).__name__}") from error
+    if answer.status_code != httpx.codes.OK:
+        raise typer.Exit(INVALID)
+
+
+if __name__ == "__main__":
+    main()
