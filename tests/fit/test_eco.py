@@ -32,7 +32,8 @@ def _tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE(vocab={text: index for index, text in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
+    make: Any = PreTrainedTokenizerFast
+    fast = make(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
     fast.add_special_tokens({"additional_special_tokens": names[2:]})
     fast.chat_template = (
         "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}<|assistant|>"
@@ -51,7 +52,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=1, pad_token_id=0, eos_token_id=1, bos_token_id=None, initializer_range=0.5,
     )
     folder = tmp_path_factory.mktemp("model")
-    LlamaForCausalLM(config).save_pretrained(folder)
+    make: Any = LlamaForCausalLM
+    make(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -122,7 +124,7 @@ def test_fit_writes_pack_report_picture_and_resumes(
     model_folder: Path, loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fingerprint = model_fingerprint(model_folder)
-    arguments = {"out": tmp_path, "fingerprint": fingerprint, "show_progress": False}
+    arguments: dict[str, Any] = {"out": tmp_path, "fingerprint": fingerprint, "show_progress": False}
     first = fit_eco(*loaded, _rows(), SETTINGS, **arguments)
     assert load_eco(tmp_path / "eco", model_fingerprint=fingerprint) == first
     report = json.loads((tmp_path / "report.json").read_text())
@@ -132,12 +134,14 @@ def test_fit_writes_pack_report_picture_and_resumes(
     stored = (tmp_path / "points.jsonl").read_text()
     # a torn last line, as a stopped fit leaves it
     (tmp_path / "points.jsonl").write_text(stored + '{"fit": "')
-    evaluated = []
+    evaluated: list[float] = []
     original = CorruptedModel.answer_log_probabilities
-    monkeypatch.setattr(
-        CorruptedModel, "answer_log_probabilities",
-        lambda self, rows, config, seed: evaluated.append(config.rho) or original(self, rows, config, seed),
-    )
+
+    def counted(self: CorruptedModel, rows: Any, config: EcoConfig, seed: int) -> list[float]:
+        evaluated.append(config.rho)
+        return original(self, rows, config, seed)
+
+    monkeypatch.setattr(CorruptedModel, "answer_log_probabilities", counted)
     assert fit_eco(*loaded, _rows(), SETTINGS, **arguments) == first
     # only the clean score and the held-out score are measured again
     assert evaluated == [0.0, first.rho]
