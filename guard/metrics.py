@@ -29,8 +29,9 @@ SERIES: dict[str, str] = {
     "guard_heldback_tokens_total": "Generated tokens that were held back before their release.",
     "guard_rollbacks_total": "Answers rolled back because a forbidden string appeared.",
     "guard_filtered_total": "Answers that ended with finish_reason content_filter.",
-    "guard_enforcement_expected_total": "Interventions planned, by kind (corrupted tokens; constrained requests).",
-    "guard_enforcement_counted_total": "Interventions that the engine reported as applied, by kind.",
+    "guard_planned_total": "Prompts for which an intervention was planned, by kind.",
+    "guard_enforcement_expected_total": "Tokens that the engine was to intervene on, by the plans it scheduled.",
+    "guard_enforcement_counted_total": "Tokens that the engine's kernels counted as intervened on.",
     "guard_engine_counter": "Counters of the engine's guard as last read, by name.",
     "guard_slots_in_use": "Resident interventions by kind.",
     "guard_slots_capacity": "Slots for resident interventions by kind.",
@@ -68,6 +69,7 @@ class Metrics:
         self.heldback_tokens = counter("guard_heldback_tokens_total")
         self.rollbacks = counter("guard_rollbacks_total")
         self.filtered = counter("guard_filtered_total")
+        self.planned = counter("guard_planned_total", "kind")
         self.expected = counter("guard_enforcement_expected_total", "kind")
         self.counted = counter("guard_enforcement_counted_total", "kind")
         self.engine_counter = gauge("guard_engine_counter", "name")
@@ -95,9 +97,10 @@ class Metrics:
         for stage in STAGES:
             self.stage_latency.labels(stage)
         for kind in ("corruption", "constraint"):
-            self.expected.labels(kind)
-            self.counted.labels(kind)
-            self.slots_in_use.labels(kind)
-            self.slots_capacity.labels(kind)
+            self.planned.labels(kind)
+        self.expected.labels("corruption")
+        self.counted.labels("corruption")
+        self.slots_in_use.labels("constraint")
+        self.slots_capacity.labels("constraint")
         for result in ("success", "failure"):
             self.reloads.labels(result)

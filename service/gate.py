@@ -157,9 +157,9 @@ class GatePipeline:
             best = max(verdict.hits, key=lambda hit: hit.score)
             metrics.detector_score.labels(best.part).observe(best.score)
         if decision.plan.corruption is not None:
-            metrics.expected.labels("corruption").inc(decision.plan.corrupted_tokens())
+            metrics.planned.labels("corruption").inc()
         if decision.plan.constraint is not None:
-            metrics.expected.labels("constraint").inc()
+            metrics.planned.labels("constraint").inc()
 
     def _refuse_by(self, decision: Decision, context: RequestContext) -> None:
         if decision.action == "refuse":

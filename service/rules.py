@@ -161,7 +161,6 @@ _GENERATION = {
     "stream_options": Field(check.stream_options),
     "ignore_eos": Field(check.flag, guarded=False),
     "min_tokens": Field(check.integer(0, MAX_TOKENS), guarded=False),
-    "skip_special_tokens": Field(check.flag, guarded=False),
 }
 FIELDS: dict[Route, dict[str, Field]] = {
     "/v1/chat/completions": {

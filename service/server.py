@@ -14,6 +14,7 @@ from guard import ticket
 from guard.classifiers.automaton import Vocabulary
 from guard.classifiers.spans import PromptDecoder
 from guard.engine.client import GuardedEngineClient
+from guard.engine.constraints import SLOTS
 from guard.errors import ConfigurationError, GuardError
 from guard.metrics import Metrics
 from guard.policy import Snapshot, Tenant
@@ -52,6 +53,7 @@ class GuardServer:
         gate = GatePipeline(
             PromptDecoder(tokenizer), detector, self.residency, self.metrics, ticket.read_key(), fitted
         )
+        self.metrics.slots_capacity.labels("constraint").set(SLOTS - 1)
         self.client = GuardedEngineClient(engine, gate, on_shutdown=self._drain)
 
     @classmethod
@@ -65,6 +67,7 @@ class GuardServer:
         server = cls(engine, args, settings, watcher, pepper, tokenizer, detector, fitted)
         await server._self_test(engine)
         await server._take_over(watcher.current, wait=True)
+        await server._wait_for_detectors(watcher.current)
         watcher.on_change(server._on_change)
         server._spawn(server._poll_counters())
         return server
@@ -128,6 +131,16 @@ class GuardServer:
             raise ConfigurationError("the constraints of the stored tenants could not be loaded into the engine")
         self._refresh_gauges()
 
+    async def _wait_for_detectors(self, snapshot: Snapshot) -> None:
+        # names hold at once; paraphrases only when the trained parts are there, so the start waits, but not for ever
+        builds = [
+            asyncio.create_task(self._detector.built(tenant)) for tenant in snapshot.tenants.values() if tenant.guarded
+        ]
+        if builds:
+            _, late = await asyncio.wait(builds, timeout=self._settings.detector_wait_s)
+            if late:
+                log.warning("detectors_still_building", tenants=len(late))
+
     async def _self_test(self, engine: Any) -> None:
         await run_self_test(engine, self._tokenizer)
         self.readiness.self_test_passed = True
@@ -153,11 +166,13 @@ class GuardServer:
         for name, value in current.items():
             if ":" not in name:
                 metrics.engine_counter.labels(name).set(value)
-        for name, counter in (("corrupted_tokens", metrics.corrupted_tokens), ("masked_tokens", metrics.masked_tokens)):
-            grown = max(0.0, current.get(name, 0.0) - self._seen.get(name, 0.0))
-            counter.inc(grown)
-            if name == "corrupted_tokens":
-                metrics.counted.labels("corruption").inc(grown)
+        for name, series in (
+            ("corrupted_tokens", metrics.corrupted_tokens),
+            ("corrupted_tokens", metrics.counted.labels("corruption")),
+            ("expected_corrupted_tokens", metrics.expected.labels("corruption")),
+            ("masked_tokens", metrics.masked_tokens),
+        ):
+            series.inc(max(0.0, current.get(name, 0.0) - self._seen.get(name, 0.0)))
         metrics.slots_in_use.labels("constraint").set(current.get("resident", self.residency.resident))
         self._seen = current
 

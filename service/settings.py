@@ -44,6 +44,10 @@ class Settings(BaseModel):
     residency_timeout_s: Annotated[
         float, Field(gt=0.0, le=600.0, description="Seconds that a request waits for its constraint to be loaded.")
     ] = 20.0
+    detector_wait_s: Annotated[
+        float,
+        Field(ge=0.0, le=3600.0, description="Longest time that the start waits for the detectors of stored tenants."),
+    ] = 60.0
     max_body_bytes: Annotated[
         int, Field(ge=1024, le=1 << 28, description="Largest request body in bytes; more is answered 413.")
     ] = 1 << 20
