@@ -78,7 +78,8 @@ def tenant_file() -> dict[str, Any]:
                 "name": "harbor",
                 "policy": {"action": "refuse"},
                 "targets": [target_of(author) for author in HARBOR_AUTHORS],
-                "benign": benign,
+                # a list of its own: YAML would write the same object as an alias, which tenant files may not have
+                "benign": list(benign),
             },
         ],
     }
