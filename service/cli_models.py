@@ -51,11 +51,15 @@ def check(
 
 
 async def _detect(tenant: Tenant, prompt: str) -> Verdict:
-    from guard.service.loading import load_detector
+    # not through the server's loading module, which loads the engine as well
+    from guard.classifiers.detector import Detector
+    from guard.classifiers.encoder import Encoder
     from guard.service.settings import load_settings
     from guard.verdict import DecodedPrompt
 
-    detector = load_detector(load_settings())
+    settings = load_settings()
+    no_encoder = settings.encoder == "none"
+    detector = Detector(None if no_encoder else Encoder(settings.encoder, cache_dir=settings.home / "encoder"))
     try:
         await detector.built(tenant)
         failure = detector.failure(tenant)

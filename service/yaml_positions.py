@@ -129,7 +129,7 @@ class _Builder:
             if self._documents > 1:
                 raise TenantFileError("a tenant file holds one YAML document", line=line)
         elif isinstance(event, yaml.AliasEvent):
-            self._alias(event.anchor, line)
+            self._alias(event.anchor or "", line)
         elif isinstance(event, yaml.ScalarEvent):
             self._scalar(event, line)
         elif isinstance(event, yaml.CollectionStartEvent):
