@@ -28,7 +28,7 @@ def wrap_embedding(model: nn.Module, hidden_size: int, device: torch.device) -> 
     Raises EngineMismatchError unless the model has exactly one token embedding of width `hidden_size`, or when that
     embedding stores a dtype that cannot be corrupted.
     """
-    found = [
+    found: list[tuple[str, Any]] = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, VocabParallelEmbedding)
@@ -46,7 +46,7 @@ def wrap_embedding(model: nn.Module, hidden_size: int, device: torch.device) -> 
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise EngineMismatchError(f"the token embedding {name} has dtype {dtype}, which cannot be corrupted")
     _wrap(module, device)
-    return name
+    return str(name)
 
 
 def find_decoder_layers(model: nn.Module) -> tuple[str, ...]:

@@ -2,13 +2,14 @@
 
 The op is part of the compiled model and is replayed by CUDA graphs without Python, so all that changes from step to
 step (slots, positions, parameters) lives in tensors that are allocated once per process, before the model is compiled.
-The op mutates `hidden` in place, takes the site as a tensor (a Python number would make every compiled piece unique), is
-launched unconditionally and leaves rows of slot 0 untouched.
+The op mutates `hidden` in place, takes the site as a tensor (a Python number would make every compiled piece unique),
+is launched unconditionally and leaves rows of slot 0 untouched.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def register() -> None:
         return
     if hasattr(torch.ops.guard, "corrupt"):
         raise EngineMismatchError("torch op guard::corrupt is already registered by another package")
-    library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    library: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define(SCHEMA)
     library.impl("corrupt", _corrupt, "CPU")
     library.impl("corrupt", _corrupt, "CUDA")

@@ -17,9 +17,9 @@ from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from guard import __version__
 from guard.classifiers.automaton import Automaton
 from guard.classifiers.vocabulary import Vocabulary
-from guard.engine import compat
 from guard.errors import EngineMismatchError
 from guard.plan import Constraint, Corruption, Plan
 from guard.ticket import EXTRA_ARG, cache_salt, sign
@@ -136,7 +136,7 @@ def _check_pings(pings: Sequence[dict[str, Any]]) -> None:
     digests = {ping["digest"] for ping in pings}
     _require(len(digests) == 1, "workers run different versions of the guard")
     for ping in pings:
-        _require(ping["version"] == compat.__version__, f"rank {ping['rank']} runs guard {ping['version']}")
+        _require(ping["version"] == __version__, f"rank {ping['rank']} runs guard {ping['version']}")
         _require(bool(ping["layers"]), f"rank {ping['rank']} found no decoder layers")
         if ping["first_stage"]:
             _require(bool(ping["embedding"]), f"rank {ping['rank']} has no wrapped embedding")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm.platforms import current_platform
 
 from guard import __version__
@@ -53,13 +54,14 @@ class GuardWorker(_Base):
         super().load_model(*args, **kwargs)
         runner: Any = self.model_runner
         capacity = max([runner.max_num_tokens, *(self.vllm_config.compilation_config.cudagraph_capture_sizes or [])])
-        buffers = ops.EngineBuffers.allocate(capacity, runner.max_num_reqs, self.device)
+        device: torch.device = runner.device
+        buffers = ops.EngineBuffers.allocate(capacity, runner.max_num_reqs, device)
         ops.install(buffers)
         model = runner.get_model()
         self._guard_embedding = ""
         if self._guard_first_stage():
             width = self.model_config.get_inputs_embeds_size()
-            self._guard_embedding = layers.wrap_embedding(model, width, self.device)
+            self._guard_embedding = layers.wrap_embedding(model, width, device)
         self._guard_layers = layers.find_decoder_layers(model)
         runner.guard_attach(PlanRouter(buffers))
 
@@ -96,16 +98,12 @@ class GuardWorker(_Base):
         return {**runner.guard_router.counters(), **constraint_store().counters()}
 
     def _guard_first_stage(self) -> bool:
-        return bool(self.model_runner.is_first_pp_rank) if self.use_v2_model_runner else _is_first_stage()
+        from vllm.distributed import get_pp_group  # needs the process groups of a started worker
+
+        return bool(get_pp_group().is_first_rank)
 
 
 def _store(kind: str) -> Any:
     if kind != CONSTRAINT:
         raise ResidencyError(f"this engine holds no interventions of kind {kind!r}; known: {CONSTRAINT}")
     return constraint_store()
-
-
-def _is_first_stage() -> bool:
-    from vllm.distributed import get_pp_group  # noqa: PLC0415 - needs the process groups of a started worker
-
-    return bool(get_pp_group().is_first_rank)

@@ -2,8 +2,7 @@
 
 usage: scenarios.py guarded|stock v1|v2 MODEL_FOLDER OUTPUT_FILE [--ngram]
 
-`stock` is plain vLLM without the guard and runs only what guarded results are compared with. The prompts and plans are
-imported by the tests, which compute the expected numbers with transformers.
+`stock` is plain vLLM without the guard and runs only what guarded results are compared with.
 """
 
 from __future__ import annotations
@@ -11,133 +10,33 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guard.plan import Constraint, Corruption, EditLane, Plan
-from guard.ticket import cache_salt, create_key, read_key, sign
+from cases import (
+    BATCH,
+    BATCH_PROMPTS,
+    LIFETIME_S,
+    LONG,
+    PLAN_LONG,
+    PLAN_OTHER,
+    PLAN_SHORT,
+    PREEMPTED,
+    PROMPT_ALONE,
+    PROMPT_LONG,
+    SHORT,
+    corruption,
+    plan,
+    prompt_ids,
+)
+from harness import Engine, FrozenCounters, engine_arguments, preemptions
 
-BLOCK_TOKENS = 32
-CACHE_BLOCKS = 21
-CHUNK_TOKENS = 64
-BATCH = 16
-TOP = 5
-SHORT, LONG, PREEMPTED = 24, 150, 190
-LIFETIME_S = 3600.0
-
-
-def prompt_ids(seed: int, length: int, vocab_size: int = 4096) -> list[int]:
-    """A random prompt without special tokens."""
-    generator = random.Random(seed)
-    return [generator.randrange(10, vocab_size) for _ in range(length)]
-
-
-def corruption(seed: int, *ranges: tuple[int, int], rho: float = 4.0) -> Corruption:
-    """Gaussian corruption of `ranges`."""
-    return Corruption(kind="gauss", rho=rho, seed=seed, ranges=ranges)
-
-
-def plan(length: int, *, tenant: int = 0, version: str = "1", **parts: Any) -> Plan:
-    """A plan for a prompt of `length` tokens."""
-    return Plan(tenant_index=tenant, policy_version=version, prompt_length=length, **parts)
-
-
-PROMPT_ALONE = prompt_ids(1, SHORT)
-PROMPT_LONG = prompt_ids(2, LONG)
-BATCH_PROMPTS = [prompt_ids(100 + row, SHORT + row % 4) for row in range(BATCH)]
-# crosses the borders between chunks at 64 and 128
-PLAN_LONG = corruption(7, (10, 20), (60, 70), (127, 129), (140, 150))
-PLAN_SHORT = corruption(11, (3, 9), (12, 14))
-PLAN_OTHER = corruption(12, (3, 9), (12, 14))
-
-
-@dataclass
-class Observed:
-    """What one request produced: per choice the tokens and the top logprobs of every step."""
-
-    tokens: list[list[int]] = field(default_factory=list)
-    logprobs: list[list[dict[str, float]]] = field(default_factory=list)
-    cached_tokens: int = 0
-    finish: list[str | None] = field(default_factory=list)
-    error: str = ""
-
-
-class Engine:
-    """A started engine and the ways the scenarios ask it."""
-
-    def __init__(self, client: Any, guarded: bool) -> None:
-        self.client = client
-        self.guarded = guarded
-        self.serial = 0
-
-    async def ask(
-        self, ids: list[int], what: Plan | None = None, *, ticket: str | None = None, **params: Any,
-    ) -> Observed:
-        """Generate for `ids`; a guarded engine gets a ticket for `what` (the empty plan) unless one is given."""
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-        self.serial += 1
-        name = f"request-{self.serial}"
-        what = what or plan(len(ids))
-        salt = cache_salt(f"tenant-{what.tenant_index}", what, b"k" * 32)
-        options: dict[str, Any] = {"max_tokens": 4, "temperature": 0.0, "logprobs": TOP, "ignore_eos": True, **params}
-        if self.guarded:
-            signed = sign(what, salt, ids, read_key(), now_s=time.time()) if ticket is None else ticket
-            options["extra_args"] = {"guard": signed} if signed else None
-        sampling = SamplingParams(**options, output_kind=RequestOutputKind.FINAL_ONLY)
-        seen = Observed()
-        try:
-            async for output in self.client.generate(
-                {"prompt_token_ids": ids, "cache_salt": salt}, sampling, request_id=name
-            ):
-                seen.cached_tokens = output.num_cached_tokens or 0
-                for choice in output.outputs:
-                    seen.tokens.append(list(choice.token_ids))
-                    seen.finish.append(choice.finish_reason)
-                    steps = choice.logprobs or []
-                    seen.logprobs.append([{str(t): entry.logprob for t, entry in step.items()} for step in steps])
-        except Exception as error:  # noqa: BLE001 - the scenario records how a refused request ends
-            seen.error = f"{type(error).__name__}: {error}"
-        return seen
-
-    async def batch(self, asked: list[tuple[list[int], Plan | None]], **params: Any) -> list[Observed]:
-        """All requests in one step: they are queued while the engine is paused."""
-        await self.client.pause_generation(mode="keep", clear_cache=False)
-        tasks = []
-        for ids, what in asked:
-            tasks.append(asyncio.create_task(self.ask(ids, what, **params)))
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.5)
-        await self.client.resume_generation()
-        return list(await asyncio.gather(*tasks))
-
-    async def counters(self) -> dict[str, int]:
-        """Counters of the first rank."""
-        return (await self.client.collective_rpc("guard_counters"))[0]
-
-    async def counted(self, ids: list[int], what: Plan | None = None, **params: Any) -> dict[str, Any]:
-        """One request and how it moved the counters."""
-        before = await self.counters()
-        seen = await self.ask(ids, what, **params)
-        after = await self.counters()
-        return {"seen": vars(seen), "moved": {name: after[name] - before[name] for name in before}}
-
-
-def preemptions() -> float:
-    """Preempted requests so far, from vLLM's own metric."""
-    from prometheus_client import REGISTRY
-
-    return sum(
-        sample.value
-        for family in REGISTRY.collect()
-        for sample in family.samples
-        if sample.name == "vllm:num_preemptions_total"
-    )
+from guard.errors import EngineMismatchError
+from guard.plan import Constraint, EditLane, Plan
+from guard.ticket import create_key, read_key, sign
 
 
 async def compared_with_stock(engine: Engine) -> dict[str, Any]:
@@ -163,16 +62,19 @@ async def corrupted(engine: Engine) -> dict[str, Any]:
 
 
 async def preempted(engine: Engine) -> dict[str, Any]:
-    """Three long requests that do not fit into the cache together, and each of them alone."""
+    """Three long requests that do not fit into the cache together, and each of them alone.
+
+    The other two grow until they take blocks of the preempted one, which must then be computed again.
+    """
     prompts = [prompt_ids(200 + row, PREEMPTED) for row in range(3)]
     plans = [corruption(row + 1, (0, 5), (90, 110), (180, 190)) for row in range(3)]
     alone = [
-        await engine.ask(ids, plan(PREEMPTED, corruption=part, version="alone"), max_tokens=24)
+        await engine.ask(ids, plan(PREEMPTED, corruption=part, version="alone"), max_tokens=40)
         for ids, part in zip(prompts, plans, strict=True)
     ]
     before, start = preemptions(), await engine.counters()
     asked = [(ids, plan(PREEMPTED, corruption=part)) for ids, part in zip(prompts, plans, strict=True)]
-    together = await engine.batch(asked, max_tokens=24)
+    together = await engine.batch(asked, max_tokens=40)
     end = await engine.counters()
     return {
         "alone": [vars(seen) for seen in alone],
@@ -289,8 +191,16 @@ async def observe(engine: Engine, model: str, ngram: bool) -> dict[str, Any]:
 
     from guard.engine.selftest import selftest
 
-    report = await selftest(engine.client, AutoTokenizer.from_pretrained(model), read_key())
-    results: dict[str, Any] = {"selftest": report}
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    report = await selftest(engine.client, tokenizer, read_key())
+    results: dict[str, Any] = {"selftest": report, "unhealthy": {}}
+    for name, client, key in (
+        ("frozen_counters", FrozenCounters(engine.client), read_key()), ("other_key", engine.client, b"x" * 64),
+    ):
+        try:
+            await selftest(client, tokenizer, key)
+        except EngineMismatchError as error:
+            results["unhealthy"][name] = str(error)
     results["stock"] = await compared_with_stock(engine)
     for name, scenario in (
         ("corrupted", corrupted), ("cached", cached), ("mixed", mixed), ("refused", refused), ("dummy", dummy),
@@ -302,30 +212,6 @@ async def observe(engine: Engine, model: str, ngram: bool) -> dict[str, Any]:
     results["constrained"] = await constrained(engine, model)
     results["ping"] = await engine.client.collective_rpc("guard_ping")
     return results
-
-
-def engine_arguments(model: str, guarded: bool, runner: str, ngram: bool) -> Any:
-    """The same small engine for all; float32, so that results can be compared bit by bit."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    options: dict[str, Any] = {
-        "model": model, "dtype": "float32", "max_model_len": 256, "max_num_seqs": BATCH, "block_size": BLOCK_TOKENS,
-        "num_gpu_blocks_override": CACHE_BLOCKS, "max_num_batched_tokens": 512, "seed": 0,
-        "long_prefill_token_threshold": CHUNK_TOKENS, "logprobs_mode": "processed_logprobs",
-        "enforce_eager": runner == "v2", "enable_prefix_caching": True,
-    }
-    if ngram:
-        options["speculative_config"] = {
-            "method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 2,
-        }
-    if guarded:
-        from guard.engine import compat
-
-        options |= {
-            "worker_cls": compat.WORKER, "scheduler_cls": compat.SCHEDULER,
-            "logits_processors": [compat.LOGITS_PROCESSOR], "additional_config": compat.additional_config(),
-        }
-    return AsyncEngineArgs(**options)
 
 
 async def main() -> None:

@@ -13,9 +13,9 @@ import torch
 from guard.kernels.corrupt import CorruptionTable, corrupt
 from guard.plan import Corruption
 
-_SPEC = importlib.util.spec_from_file_location("engine_scenarios", Path(__file__).with_name("scenarios.py"))
-scenarios: Any = importlib.util.module_from_spec(_SPEC)  # type: ignore[arg-type]
-_SPEC.loader.exec_module(scenarios)  # type: ignore[union-attr]
+_SPEC = importlib.util.spec_from_file_location("engine_cases", Path(__file__).with_name("cases.py"))
+cases: Any = importlib.util.module_from_spec(_SPEC)  # type: ignore[arg-type]
+_SPEC.loader.exec_module(cases)  # type: ignore[union-attr]
 
 pytestmark = pytest.mark.vllm
 RUNNERS = ("v1", "v2")
@@ -82,6 +82,13 @@ def test_the_self_test_of_a_healthy_engine_passes_on_every_rank(guarded: dict[st
     assert report["embedding"].endswith("embed_tokens")
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"), [("frozen_counters", "corrupted 0 tokens instead of 3"), ("other_key", "not answered")]
+)
+def test_the_self_test_of_an_unhealthy_engine_fails(guarded: dict[str, Any], fault: str, message: str) -> None:
+    assert message in guarded["unhealthy"][fault]
+
+
 def test_an_unplanned_request_alone_is_bitwise_stock(guarded: dict[str, Any], engine_results: Any, runner: str) -> None:
     stock = engine_results("stock", runner)["stock"]["alone"]
     assert guarded["stock"]["alone"]["tokens"] == stock["tokens"]
@@ -99,23 +106,23 @@ def test_an_unplanned_request_among_fifteen_corrupted_is_bitwise_stock(
 
 def test_exactly_the_planned_positions_are_corrupted(guarded: dict[str, Any], reference: Any) -> None:
     short = guarded["corrupted"]["short"]
-    assert matches(short["seen"], reference(scenarios.PROMPT_ALONE, scenarios.PLAN_SHORT))
-    assert not matches(short["seen"], reference(scenarios.PROMPT_ALONE))
-    assert short["moved"]["corrupted_tokens"] == covered(scenarios.PLAN_SHORT)
-    assert short["moved"]["expected_corrupted_tokens"] == covered(scenarios.PLAN_SHORT)
+    assert matches(short["seen"], reference(cases.PROMPT_ALONE, cases.PLAN_SHORT))
+    assert not matches(short["seen"], reference(cases.PROMPT_ALONE))
+    assert short["moved"]["corrupted_tokens"] == covered(cases.PLAN_SHORT)
+    assert short["moved"]["expected_corrupted_tokens"] == covered(cases.PLAN_SHORT)
 
 
 def test_the_empty_plan_moves_no_counter(guarded: dict[str, Any], reference: Any) -> None:
     empty = guarded["corrupted"]["empty"]
-    assert matches(empty["seen"], reference(scenarios.PROMPT_ALONE))
+    assert matches(empty["seen"], reference(cases.PROMPT_ALONE))
     assert set(empty["moved"].values()) == {0}
 
 
 def test_a_chunked_prompt_is_corrupted_like_a_whole_one(guarded: dict[str, Any], reference: Any) -> None:
     long = guarded["corrupted"]["long"]
-    assert scenarios.LONG > 2 * scenarios.CHUNK_TOKENS
-    assert matches(long["seen"], reference(scenarios.PROMPT_LONG, scenarios.PLAN_LONG))
-    assert long["moved"]["corrupted_tokens"] == covered(scenarios.PLAN_LONG)
+    assert cases.LONG > 2 * cases.CHUNK_TOKENS
+    assert matches(long["seen"], reference(cases.PROMPT_LONG, cases.PLAN_LONG))
+    assert long["moved"]["corrupted_tokens"] == covered(cases.PLAN_LONG)
 
 
 def test_a_preempted_request_is_recomputed_with_the_same_corruption(guarded: dict[str, Any]) -> None:
@@ -126,7 +133,7 @@ def test_a_preempted_request_is_recomputed_with_the_same_corruption(guarded: dic
         assert together["tokens"] == alone["tokens"]
     moved = seen["moved"]
     assert moved["corrupted_tokens"] == moved["expected_corrupted_tokens"]
-    assert moved["corrupted_tokens"] >= 3 * 35
+    assert moved["corrupted_tokens"] > 3 * 35, "no corrupted position was computed again"
 
 
 def test_the_same_plan_hits_the_prefix_cache_and_gives_the_same_answer(guarded: dict[str, Any]) -> None:
@@ -145,19 +152,19 @@ def test_no_block_is_shared_across_plans_or_tenants(guarded: dict[str, Any], oth
 def test_unplanned_requests_of_one_tenant_share_blocks(guarded: dict[str, Any], reference: Any) -> None:
     again = guarded["cached"]["no_plan_again"]["seen"]
     assert again["cached_tokens"] > 0
-    assert matches(again, reference(scenarios.prompt_ids(300, 100)))
+    assert matches(again, reference(cases.prompt_ids(300, 100)))
 
 
 def test_tenants_in_one_batch_get_their_own_plans(guarded: dict[str, Any], reference: Any) -> None:
-    ids = scenarios.PROMPT_ALONE
-    for seen, part in zip(guarded["mixed"], (None, scenarios.PLAN_SHORT, scenarios.PLAN_OTHER, None), strict=True):
+    ids = cases.PROMPT_ALONE
+    for seen, part in zip(guarded["mixed"], (None, cases.PLAN_SHORT, cases.PLAN_OTHER, None), strict=True):
         assert matches(seen, reference(ids, part))
 
 
 def test_every_choice_of_n_is_corrupted(guarded: dict[str, Any], reference: Any) -> None:
     four = guarded["four"]
     assert len(four["seen"]["tokens"]) == 4
-    expected = reference(scenarios.PROMPT_ALONE, scenarios.PLAN_SHORT)
+    expected = reference(cases.PROMPT_ALONE, cases.PLAN_SHORT)
     for choice in range(4):
         top = {int(token): value for token, value in four["seen"]["logprobs"][choice][0].items()}
         assert all(math.isclose(value, float(expected[token]), abs_tol=TOLERANCE) for token, value in top.items())
@@ -175,7 +182,7 @@ def test_a_request_without_a_valid_ticket_is_refused(guarded: dict[str, Any], ti
 
 
 def test_the_engine_goes_on_after_refusals(guarded: dict[str, Any], reference: Any) -> None:
-    assert matches(guarded["refused"]["alive"], reference(scenarios.PROMPT_ALONE))
+    assert matches(guarded["refused"]["alive"], reference(cases.PROMPT_ALONE))
 
 
 def test_a_dummy_step_corrupts_nothing(guarded: dict[str, Any]) -> None:
@@ -200,7 +207,7 @@ def test_the_scheduler_holds_no_reference_to_finished_requests(guarded: dict[str
 def test_speculative_decoding_keeps_corruption_and_constraint(engine_results: Any, reference: Any) -> None:
     seen = engine_results("guarded", "v2", "--ngram")
     drafted = seen["drafted"]
-    ids, part = drafted["ids"], scenarios.corruption(3, (4, 9), (30, 33))
+    ids, part = drafted["ids"], cases.corruption(3, (4, 9), (30, 33))
     assert matches(drafted["corrupted"]["seen"], reference(ids, part))
     assert matches(drafted["empty"]["seen"], reference(ids))
     assert drafted["corrupted"]["moved"]["corrupted_tokens"] == covered(part)
