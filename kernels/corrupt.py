@@ -133,17 +133,21 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
     Source: Salmon et al., SC 2011; constants and vectors of Random123.
     """
-    word0, word1, word2, word3 = counter
-    key0, key1 = key
-    for _ in range(10):
-        product0, product1 = word0 * 0xD2511F53, word2 * 0xCD9E8D57
+    word0, word1, word2, word3 = torch.broadcast_tensors(*counter)
+    # the two halves of a round side by side: half the operations
+    even, odd = torch.stack((word0, word2)), torch.stack((word1, word3))
+    shape = (2, *(1,) * word0.dim())
+    multiplier = torch.tensor((0xD2511F53, 0xCD9E8D57), device=word0.device).view(shape)
+    weyl = torch.tensor((0x9E3779B9, 0xBB67AE85), device=word0.device).view(shape)
+    keys = torch.stack(torch.broadcast_tensors(*key))
+    keys = keys.view(2, *(1,) * (word0.dim() - key[0].dim()), *key[0].shape)
+    for turn in range(10):
         # int64 products wrap, but their low 64 bits are those of the unsigned product
-        high0, high1 = (product0 >> 32) & _MASK32, (product1 >> 32) & _MASK32
-        word0, word1, word2, word3 = (
-            high1 ^ word1 ^ key0, product1 & _MASK32, high0 ^ word3 ^ key1, product0 & _MASK32,
-        )
-        key0, key1 = (key0 + 0x9E3779B9) & _MASK32, (key1 + 0xBB67AE85) & _MASK32
-    return word0, word1, word2, word3
+        product = even * multiplier
+        odd = odd.bitwise_xor_((keys + turn * weyl) & _MASK32)
+        even = odd.bitwise_xor_((product >> 32).flip(0)).bitwise_and_(_MASK32)
+        odd = product.bitwise_and_(_MASK32).flip(0)
+    return even[0], odd[0], even[1], odd[1]
 
 
 def normals(seed: Tensor, position: Tensor, width: int) -> Tensor:
