@@ -63,12 +63,6 @@ class Encoder:
         with self._lock:
             return int(self._loaded().get_embedding_dimension())
 
-    @property
-    def window_tokens(self) -> int:
-        """Word pieces the model reads at once."""
-        with self._lock:
-            return int(self._loaded().max_seq_length)
-
     def load(self) -> None:
         """Load the model now. Raises ConfigurationError with one line when it cannot be had."""
         with self._lock:
@@ -87,19 +81,6 @@ class Encoder:
             if store and self._disk is not None:
                 self._disk.add(known)
         return np.stack([known[key] for key in keys]) if keys else np.zeros((0, 0), np.float32)
-
-    def tokenize_offsets(self, text: str) -> list[tuple[int, int]]:
-        """Character range of every word piece of `text`, without special tokens."""
-        with self._lock:
-            tokenizer = self._loaded().tokenizer.backend_tokenizer
-        encoding = tokenizer.encode(text, add_special_tokens=False)
-        return [(int(start), int(end)) for start, end in encoding.offsets]
-
-    def knows_word(self, word: str) -> bool:
-        """Whether `word` is one piece of the encoder's vocabulary, that is, an ordinary word or name."""
-        with self._lock:
-            vocabulary = self._loaded().tokenizer.get_vocab()
-        return word.lower() in vocabulary
 
     def _recall(self, key: bytes) -> Vectors | None:
         vector = self._memory.get(key)

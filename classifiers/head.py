@@ -1,8 +1,8 @@
 """A trained head on sentence vectors: does this prompt belong to the forget-list, and to which target?
 
 Multinomial logistic regression over the vectors (classes: "nothing" and every target with enough examples), trained in
-seconds with a fixed seed against benign prompts. The score is the log-odds of "some target" against "nothing". Thresholds
-come from out-of-fold scores of the benign prompts, since a head is too sure about what it was trained on.
+seconds with a fixed seed against benign prompts. The score is the log-odds of "some target" against "nothing".
+Thresholds come from out-of-fold scores of the benign prompts, since a head is too sure about what it was trained on.
 """
 
 from __future__ import annotations

