@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from guard.classifiers.automaton_build import completion_ranges, shared_tokens
 from guard.classifiers.normalize import mask_form
-from guard.classifiers.trie import INSIDE_WORD, SEPARATOR_CODE, WORD_START, Ints, Trie, build_trie
+from guard.classifiers.trie import SEPARATOR_CODE, WORD_START, Ints, Trie, build_trie
 from guard.classifiers.vocabulary import HAS_REST, SPECIAL, Vocabulary, fold_text, join_character
 from guard.errors import PackError
 
@@ -163,18 +163,25 @@ class Automaton:
 
     def local(self, node: int, vocabulary: Vocabulary, exempt: frozenset[int]) -> Ints:
         """Tokens that complete a pattern begun before them, read after a complete character."""
-        offset = self.arrays["entry_offset"]
+        offset, low, high, pattern = self._entries
         pieces = []
-        for suffix in self.trie.chain(node) if node != INSIDE_WORD else ():
-            for entry in range(int(offset[suffix]), int(offset[suffix + 1])):
-                if int(self.arrays["entry_pattern"][entry]) not in exempt:
-                    low, high = int(self.arrays["entry_low"][entry]), int(self.arrays["entry_high"][entry])
-                    pieces.append(vocabulary.order[low:high])
-        return np.unique(np.concatenate(pieces)) if pieces else np.zeros(0, dtype=np.int32)
+        for suffix in self.trie.chain(node):
+            for entry in range(offset[suffix], offset[suffix + 1]):
+                if pattern[entry] not in exempt:
+                    pieces.append(vocabulary.order[low[entry] : high[entry]])
+        if not pieces:
+            return np.zeros(0, dtype=np.int32)
+        return np.unique(np.concatenate(pieces)) if len(pieces) > 1 else np.sort(pieces[0])
+
+    @cached_property
+    def _entries(self) -> tuple[memoryview, ...]:
+        # reading single numbers through a memoryview costs a third of doing it through numpy
+        return tuple(memoryview(np.ascontiguousarray(self.arrays[name])) for name in TABLE_ARRAYS[:4])
 
     def begun(self, node: int, vocabulary: Vocabulary, exempt: frozenset[int]) -> Ints:
         """`local` without the tokens of `shared`."""
-        return np.setdiff1d(self.local(node, vocabulary, exempt), self.shared(exempt), assume_unique=True)
+        own, shared = self.local(node, vocabulary, exempt), self.shared(exempt)
+        return np.setdiff1d(own, shared, assume_unique=True) if len(own) and len(shared) else own
 
     def shared(self, exempt: frozenset[int]) -> Ints:
         """Tokens that hold a whole pattern."""

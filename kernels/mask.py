@@ -41,7 +41,9 @@ def rescue_empty(logits: torch.Tensor, rows: list[int], end_ids: torch.Tensor) -
     """Allow the end-of-sequence tokens in rows that hold nothing to sample: all -inf, or a NaN. Returns how many."""
     rescued = 0
     for row in rows:
-        largest = float(logits[row].amax())
+        values = logits[row]
+        # numpy scans one row on one core; torch would wake its whole thread pool for it
+        largest = float(values.numpy().max()) if values.device.type == "cpu" else float(values.amax())
         if largest == NEGATIVE_INFINITY or largest != largest:
             only_end_tokens(logits, row, end_ids)
             rescued += 1

@@ -28,7 +28,7 @@ def test_any_cut_releases_only_clean_text_and_finds_what_is_there(
     forbidden = [p for n, p in enumerate(patterns) if n not in exempt]
     matcher, released, fed, hit = OutputMatcher(patterns, exempt), "", "", False
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    for low, high in zip(edges, edges[1:]):
+    for low, high in zip(edges, edges[1:], strict=False):
         result = matcher.feed(text[low:high])
         released, fed = released + result.text, fed + text[low:high]
         hit = result.hit
