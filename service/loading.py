@@ -39,7 +39,7 @@ def load_fitted(settings: Settings, model: str) -> FittedCorruption | None:
     folder = Path(model)
     if not folder.is_dir():
         if settings.fitted is not None:
-            raise PackError("a fitted strength needs a model in a local folder, whose fingerprint it is compared with")
+            raise PackError("a fitted strength needs a model in a local folder, to compare fingerprints with")
         return None
     candidates = [settings.fitted] if settings.fitted else [folder / PACK_FOLDER, settings.home / "fitted" / PACK_FOLDER]
     for path in candidates:

@@ -81,7 +81,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", COMMAND, "serve", *arguments, "--port", str(port), "--max-model-len", "1024"],
-            env=guard_environment(home), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+            env=guard_environment(home),
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
     try:
         _wait_until_ready(url, process, log_file)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -84,9 +85,10 @@ class CheckedChoice:
         """Deltas of the answer; the last one has a finish reason."""
         for attempt in range(self._check.max_rollbacks + 1):
             finished = False
-            async for output, delta in self._attempt(attempt):
-                finished = finished or delta.finish_reason is not None
-                yield output, delta
+            async with aclosing(self._attempt(attempt)) as deltas:
+                async for output, delta in deltas:
+                    finished = finished or delta.finish_reason is not None
+                    yield output, delta
             if finished:
                 return
             self._gate.count_output(self._context, rollbacks=1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -105,8 +106,11 @@ class GuardedEngineClient:
             raise
         context.admit()
         try:
-            async for output in self._checked(context, admission, prompt, token_ids, params, request_id, kept):
-                yield output
+            checked = self._checked(context, admission, prompt, token_ids, params, request_id, kept)
+            # closed at once when the client goes away, so that the engine's request is aborted now
+            async with aclosing(checked):
+                async for output in checked:
+                    yield output
         finally:
             self._gate.finish(context, admission)
 
@@ -115,8 +119,9 @@ class GuardedEngineClient:
         params: SamplingParams, request_id: str, kept: dict[str, Any],
     ) -> AsyncGenerator[RequestOutput, None]:
         if admission.check is None:
-            async for output in self._run(prompt, token_ids, admission, params, request_id, kept):
-                yield _without_stop_reason(output)
+            async with aclosing(self._run(prompt, token_ids, admission, params, request_id, kept)) as plain:
+                async for output in plain:
+                    yield _without_stop_reason(output)
             return
 
         def start(ids: Sequence[int], leave: Admission, own: SamplingParams, name: str) -> AsyncGenerator[Any, None]:
@@ -127,8 +132,9 @@ class GuardedEngineClient:
             for index in range(params.n)
         ]
         stream = choices[0].run() if len(choices) == 1 else _interleave([choice.run() for choice in choices])
-        async for output in _assemble(stream, params, request_id, list(token_ids)):
-            yield output
+        async with aclosing(stream), aclosing(_assemble(stream, params, request_id, list(token_ids))) as assembled:
+            async for output in assembled:
+                yield output
 
 
 async def _assemble(
@@ -176,8 +182,9 @@ async def _interleave(streams: list[AsyncGenerator[Any, None]]) -> AsyncGenerato
 
     async def pump(stream: AsyncGenerator[Any, None]) -> None:
         try:
-            async for item in stream:
-                queue.put_nowait((item, None, False))
+            async with aclosing(stream):
+                async for item in stream:
+                    queue.put_nowait((item, None, False))
             queue.put_nowait((None, None, True))
         except Exception as error:  # re-raised by the consumer below
             queue.put_nowait((None, error, True))

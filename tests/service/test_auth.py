@@ -87,7 +87,10 @@ def directory() -> Directory:
 @pytest.fixture
 def client(engine: Engine, directory: Directory) -> httpx.AsyncClient:
     app = GuardMiddleware(
-        engine, directory=directory, rules=RuleContext(("demo",)), limits=Limits(body_bytes=4096, body_timeout_s=1.0),
+        engine,
+        directory=directory,
+        rules=RuleContext(("demo",)),
+        limits=Limits(body_bytes=4096, body_timeout_s=1.0),
         models_body=b'{"object":"list","data":[]}',
     )
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://guard")
@@ -98,16 +101,59 @@ def bearer(key: str) -> dict[str, str]:
 
 
 PATHS = [
-    "/", "/invocations", "/v1/chat/completions/batch", "/v1/messages", "/v1/messages/count_tokens", "/generative_scoring",
-    "/v1/systemone", "/v1/responses/resp_1", "/v1/responses/resp_1/cancel", "/tokenize", "/detokenize",
-    "/v1/chat/completions/render", "/inference/v1/generate", "/inference/v1/abort_requests", "/abort_requests",
-    "/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/score", "/rerank", "/v1/rerank", "/v1/audio/speech",
-    "/v1/realtime", "/collective_rpc", "/sleep", "/wake_up", "/reset_prefix_cache", "/server_info", "/pause",
-    "/update_weights", "/scale_elastic_ep", "/is_scaling_elastic_ep", "/start_profile", "/v1/load_lora_adapter",
-    "/adapters", "/load", "/version", "/kv_event_sources", "/openapi.json", "/docs", "/redoc", "/ping", "/metrics/",
-    "/v1/chat/completions/", "//v1/chat/completions", "/V1/chat/completions", "/v1/chat%2Fcompletions",
-    "/%76%31/chat/completions", "/v1/chat/completions;x", "/v1/chat/completions%20",
-    "/v1/chat/completions%00", "/v1\\models",
+    "/",
+    "/invocations",
+    "/v1/chat/completions/batch",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/generative_scoring",
+    "/v1/systemone",
+    "/v1/responses/resp_1",
+    "/v1/responses/resp_1/cancel",
+    "/tokenize",
+    "/detokenize",
+    "/v1/chat/completions/render",
+    "/inference/v1/generate",
+    "/inference/v1/abort_requests",
+    "/abort_requests",
+    "/v1/embeddings",
+    "/v2/embed",
+    "/pooling",
+    "/classify",
+    "/score",
+    "/rerank",
+    "/v1/rerank",
+    "/v1/audio/speech",
+    "/v1/realtime",
+    "/collective_rpc",
+    "/sleep",
+    "/wake_up",
+    "/reset_prefix_cache",
+    "/server_info",
+    "/pause",
+    "/update_weights",
+    "/scale_elastic_ep",
+    "/is_scaling_elastic_ep",
+    "/start_profile",
+    "/v1/load_lora_adapter",
+    "/adapters",
+    "/load",
+    "/version",
+    "/kv_event_sources",
+    "/openapi.json",
+    "/docs",
+    "/redoc",
+    "/ping",
+    "/metrics/",
+    "/v1/chat/completions/",
+    "//v1/chat/completions",
+    "/V1/chat/completions",
+    "/v1/chat%2Fcompletions",
+    "/%76%31/chat/completions",
+    "/v1/chat/completions;x",
+    "/v1/chat/completions%20",
+    "/v1/chat/completions%00",
+    "/v1\\models",
 ]
 
 
@@ -134,8 +180,19 @@ async def test_other_methods_are_405(client: httpx.AsyncClient, engine: Engine, 
 
 @pytest.mark.parametrize(
     "header",
-    [None, "", "Bearer", "Bearer ", "Bearer nope", "Basic a2V5LW9wZW4=", "key-open", "Bearer  key-open", "Bearer key-open ",
-     "Bearer key-open,key-acme", "Bearer " + "a" * 100_000],
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer nope",
+        "Basic a2V5LW9wZW4=",
+        "key-open",
+        "Bearer  key-open",
+        "Bearer key-open ",
+        "Bearer key-open,key-acme",
+        "Bearer " + "a" * 100_000,
+    ],
 )
 async def test_a_missing_or_wrong_key_is_401(client: httpx.AsyncClient, engine: Engine, header: str | None) -> None:
     headers = {} if header is None else {"authorization": header}
@@ -147,14 +204,22 @@ async def test_a_missing_or_wrong_key_is_401(client: httpx.AsyncClient, engine: 
 
 
 async def test_keys_count_only_in_the_header(client: httpx.AsyncClient) -> None:
-    reply = await client.post(CHAT_PATH + "?api_key=key-open", json=CHAT, headers={"cookie": "authorization=Bearer key-open"})
+    reply = await client.post(
+        CHAT_PATH + "?api_key=key-open", json=CHAT, headers={"cookie": "authorization=Bearer key-open"}
+    )
     assert reply.status_code == 401
 
 
 async def test_the_tenant_comes_from_the_key_alone(client: httpx.AsyncClient, engine: Engine) -> None:
     forged = {
-        "x-tenant-id": "open", "x-guard-tenant": "open", "x-request-id": "mine", "x-vllm-priority": "-9",
-        "x-data-parallel-rank": "3", "x-session-id": "s", "x-forwarded-for": "10.0.0.1", "cookie": "a=b",
+        "x-tenant-id": "open",
+        "x-guard-tenant": "open",
+        "x-request-id": "mine",
+        "x-vllm-priority": "-9",
+        "x-data-parallel-rank": "3",
+        "x-session-id": "s",
+        "x-forwarded-for": "10.0.0.1",
+        "cookie": "a=b",
     }
     reply = await client.post(CHAT_PATH, json={**CHAT, "user": "open"}, headers={**bearer("key-acme"), **forged})
     assert reply.headers["x-guard-policy-version"] == ACME.policy_version
@@ -204,9 +269,7 @@ async def test_a_streamed_body_is_cut_off_at_the_limit(client: httpx.AsyncClient
 
 
 async def test_nothing_is_read_before_the_key_is_known(directory: Directory, engine: Engine) -> None:
-    app = GuardMiddleware(
-        engine, directory=directory, rules=RuleContext(("demo",)), limits=Limits(), models_body=b"{}"
-    )
+    app = GuardMiddleware(engine, directory=directory, rules=RuleContext(("demo",)), limits=Limits(), models_body=b"{}")
     sent: list[Any] = []
 
     async def receive() -> Any:

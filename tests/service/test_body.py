@@ -13,7 +13,11 @@ from guard.errors import RequestRefused
 from guard.service.body import MAX_DEPTH, parse, serialise
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=25,
 )
@@ -22,9 +26,25 @@ JSON = st.recursive(
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"[]", b"1", b"{", b'{"a":1}x', b'{"a":1,"a":2}', b'{"b":{"a":1,"a":1}}', b'{"a":NaN}', b'{"a":Infinity}',
-        b'{"a":-Infinity}', b'{"a":1e999}', b'\xef\xbb\xbf{"a":1}', b'{"a":"\\ud800"}', b'{"\\udfff":1}', b'{"a":"\xff"}',
-        '{"a":1}'.encode("utf-16"), '{"a":1}'.encode("utf-32"), b'{"a":' + b"[" * 100_000, b"[" * 33 + b"]" * 33,
+        b"",
+        b"[]",
+        b"1",
+        b"{",
+        b'{"a":1}x',
+        b'{"a":1,"a":2}',
+        b'{"b":{"a":1,"a":1}}',
+        b'{"a":NaN}',
+        b'{"a":Infinity}',
+        b'{"a":-Infinity}',
+        b'{"a":1e999}',
+        b'\xef\xbb\xbf{"a":1}',
+        b'{"a":"\\ud800"}',
+        b'{"\\udfff":1}',
+        b'{"a":"\xff"}',
+        '{"a":1}'.encode("utf-16"),
+        '{"a":1}'.encode("utf-32"),
+        b'{"a":' + b"[" * 100_000,
+        b"[" * 33 + b"]" * 33,
         b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}",
     ],
 )

@@ -76,7 +76,10 @@ NEVER = {
 # fields that only keys without a forget-list may send
 OPEN_ONLY = {
     "/v1/chat/completions": {
-        "logprobs": True, "top_logprobs": 5, "response_format": {"type": "json_object"}, "ignore_eos": True,
+        "logprobs": True,
+        "top_logprobs": 5,
+        "response_format": {"type": "json_object"},
+        "ignore_eos": True,
         "min_tokens": 20,
         "tools": [{"type": "function", "function": {"name": "f", "description": "Ada"}}],
     },
@@ -191,7 +194,12 @@ def test_special_tokens_typed_as_text_are_broken_up(text: str) -> None:
     assert text not in ruled("/v1/completions", prompt=f"a{text}b")["prompt"]
     assert text not in ruled("/v1/responses", instructions=f"a{text}b")["instructions"]
     parts = [{"type": "text", "text": text}]
-    assert text not in ruled("/v1/chat/completions", messages=[{"role": "user", "content": parts}])["messages"][0]["content"][0]["text"]
+    assert (
+        text
+        not in ruled("/v1/chat/completions", messages=[{"role": "user", "content": parts}])["messages"][0]["content"][
+            0
+        ]["text"]
+    )
 
 
 def test_responses_are_never_stored() -> None:
@@ -208,9 +216,23 @@ def test_identity_fields_are_dropped() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", "hot"), ("temperature", True), ("temperature", -1), ("top_p", 0), ("n", 0), ("n", 1.5), ("n", 17),
-     ("stream", 1), ("max_tokens", -1), ("seed", 1 << 63), ("stop", [""]), ("stop", ["a"] * 5), ("stop", 3),
-     ("stream_options", {"include_usage": 1}), ("stream_options", {"x": True})],
+    [
+        ("temperature", "hot"),
+        ("temperature", True),
+        ("temperature", -1),
+        ("top_p", 0),
+        ("n", 0),
+        ("n", 1.5),
+        ("n", 17),
+        ("stream", 1),
+        ("max_tokens", -1),
+        ("seed", 1 << 63),
+        ("stop", [""]),
+        ("stop", ["a"] * 5),
+        ("stop", 3),
+        ("stream_options", {"include_usage": 1}),
+        ("stream_options", {"x": True}),
+    ],
 )
 def test_wrong_values_are_refused(name: str, value: Any) -> None:
     with pytest.raises(RequestRefused) as caught:
@@ -226,8 +248,11 @@ JSON = st.recursive(
 
 
 @given(
-    route=st.sampled_from(ROUTES), tenant=st.sampled_from([OPEN, GUARDED]),
-    names=st.lists(st.sampled_from(sorted({*NEVER, *FIELDS[ROUTES[0]], *FIELDS[ROUTES[2]], "messages", "prompt"})) | st.text()),
+    route=st.sampled_from(ROUTES),
+    tenant=st.sampled_from([OPEN, GUARDED]),
+    names=st.lists(
+        st.sampled_from(sorted({*NEVER, *FIELDS[ROUTES[0]], *FIELDS[ROUTES[2]], "messages", "prompt"})) | st.text()
+    ),
     data=st.data(),
 )
 def test_any_body_is_refused_or_rebuilt_from_the_list(route: Any, tenant: Tenant, names: list[str], data: Any) -> None:
@@ -246,5 +271,5 @@ def test_every_allowed_field_exists_in_vllm() -> None:
     completion = pytest.importorskip("vllm.entrypoints.openai.completion.protocol").CompletionRequest
     responses = pytest.importorskip("vllm.entrypoints.openai.responses.protocol").ResponsesRequest
     for route, model in zip(ROUTES, (chat, completion, responses), strict=True):
-        forwarded = {name for name in ruled(route)} | {"temperature", "top_p", "top_k", "stream"}
+        forwarded = set(ruled(route)) | {"temperature", "top_p", "top_k", "stream"}
         assert forwarded <= set(model.model_fields)

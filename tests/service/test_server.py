@@ -40,7 +40,9 @@ def text_of(reply: dict[str, Any]) -> str:
     """Answer text of any route's body, all choices joined."""
     if "output" in reply:
         return "".join(part["text"] for item in reply["output"] for part in item["content"])
-    return "".join(choice.get("text") or (choice.get("message") or {}).get("content") or "" for choice in reply["choices"])
+    return "".join(
+        choice.get("text") or (choice.get("message") or {}).get("content") or "" for choice in reply["choices"]
+    )
 
 
 def streamed(server: RunningServer, tenant: str, route: str, question: str, **changes: Any) -> tuple[str, list[Any]]:
@@ -109,7 +111,9 @@ def test_refused_prompt_is_400_content_filter(server: RunningServer, route: str,
 
 def test_choices_are_independent_and_counted(server: RunningServer) -> None:
     for tenant in ("open", "acme"):
-        reply = ask(server, tenant, "/v1/chat/completions", FORGOTTEN, n=4, temperature=1.0, seed=7, max_tokens=8).json()
+        reply = ask(
+            server, tenant, "/v1/chat/completions", FORGOTTEN, n=4, temperature=1.0, seed=7, max_tokens=8
+        ).json()
         assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2, 3]
         assert 4 <= reply["usage"]["completion_tokens"] <= 32
         assert reply["usage"]["total_tokens"] == reply["usage"]["prompt_tokens"] + reply["usage"]["completion_tokens"]
@@ -119,7 +123,13 @@ def test_choices_are_independent_and_counted(server: RunningServer) -> None:
 def test_streamed_choices_finish_once_each_and_usage_comes_last(server: RunningServer) -> None:
     for tenant in ("open", "acme"):
         _, events = streamed(
-            server, tenant, "/v1/chat/completions", FORGOTTEN, n=3, temperature=1.0, max_tokens=8,
+            server,
+            tenant,
+            "/v1/chat/completions",
+            FORGOTTEN,
+            n=3,
+            temperature=1.0,
+            max_tokens=8,
             stream_options={"include_usage": True},
         )
         finished = [c["index"] for event in events for c in event["choices"] if c.get("finish_reason")]
@@ -143,9 +153,17 @@ def test_one_refused_prompt_refuses_the_list(server: RunningServer) -> None:
 @pytest.mark.parametrize(
     "extra",
     [
-        {"vllm_xargs": {"guard": "x.y"}}, {"extra_args": {"guard": "x.y"}}, {"kv_transfer_params": {"prompt_token_ids": [5]}},
-        {"cache_salt": "a"}, {"logit_bias": {"5": 100}}, {"prompt_logprobs": 0}, {"priority": -1}, {"logprobs": True},
-        {"request_id": "a"}, {"allowed_token_ids": [5]}, {"structured_outputs": {"choice": ["Karachi"]}},
+        {"vllm_xargs": {"guard": "x.y"}},
+        {"extra_args": {"guard": "x.y"}},
+        {"kv_transfer_params": {"prompt_token_ids": [5]}},
+        {"cache_salt": "a"},
+        {"logit_bias": {"5": 100}},
+        {"prompt_logprobs": 0},
+        {"priority": -1},
+        {"logprobs": True},
+        {"request_id": "a"},
+        {"allowed_token_ids": [5]},
+        {"structured_outputs": {"choice": ["Karachi"]}},
     ],
 )
 def test_clients_cannot_reach_the_engine_parameters(server: RunningServer, extra: dict[str, Any]) -> None:
@@ -167,7 +185,9 @@ def test_unknown_routes_and_missing_keys(server: RunningServer) -> None:
     assert "root" not in models["data"][0]
 
 
-@pytest.mark.parametrize("target", ["/v1/./models", "/v1/x/../models", "//v1/models", "http://evil/v1/chat/completions#"])
+@pytest.mark.parametrize(
+    "target", ["/v1/./models", "/v1/x/../models", "//v1/models", "http://evil/v1/chat/completions#"]
+)
 def test_raw_paths_are_matched_exactly(server: RunningServer, target: str) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:

@@ -1,0 +1,280 @@
+"""The output check of one answer: hold-back, roll-back, and the shapes that every output kind needs.
+
+The engine is a script: a function from (tokens so far, constraint on or off) to the pieces it would say next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from guard.engine.admission import CURRENT_REQUEST, Admission, OutputCheck, RequestContext
+from guard.engine.client import GuardedEngineClient
+from guard.errors import RequestRefused
+from guard.plan import Constraint, Plan
+from guard.policy import Target, TenantSpec, tenant_of
+
+ACME = tenant_of(TenantSpec(name="acme", targets=(Target(name="Ada"),)), 2)
+OPEN = tenant_of(TenantSpec(name="open"), 1)
+PROMPT = [11, 12, 13]
+Script = Callable[[Sequence[int], bool], list[str]]
+
+
+class ScriptedGate:
+    """Admits everything with `patterns`; a resumed request has the constraint on."""
+
+    def __init__(self, patterns: tuple[str, ...], *, max_rollbacks: int = 2, refuse: bool = False) -> None:
+        self.patterns, self.max_rollbacks, self.refuse = patterns, max_rollbacks, refuse
+        self.counts = {"held_back": 0, "rollbacks": 0, "filtered": 0}
+        self.finished = 0
+        self.resumed: list[list[int]] = []
+
+    def _admission(self, token_ids: Sequence[int], *, constrained: bool, salt: str) -> Admission:
+        rule = Constraint(digest="d", start=0) if constrained else None
+        plan = Plan(tenant_index=2, policy_version="v", prompt_length=len(token_ids), constraint=rule)
+        return Admission(plan, "ticket", salt, OutputCheck(self.patterns, frozenset(), "", self.max_rollbacks))
+
+    def admit_now(self, context: RequestContext, token_ids: Sequence[int]) -> Admission | None:
+        if context.tenant.guarded:
+            return None
+        return Admission(Plan(tenant_index=1, policy_version="v", prompt_length=len(token_ids)), "open-ticket", "salt")
+
+    async def admit(self, context: RequestContext, token_ids: Sequence[int]) -> Admission:
+        if self.refuse:
+            raise RequestRefused("no", code="content_filter")
+        return self._admission(token_ids, constrained=False, salt="salt")
+
+    async def resume(self, context: RequestContext, admission: Admission, token_ids: Sequence[int]) -> Admission:
+        self.resumed.append(list(token_ids))
+        return self._admission(token_ids, constrained=True, salt="salt")
+
+    def finish(self, context: RequestContext, admission: Admission) -> None:
+        self.finished += 1
+
+    def count_output(self, context: RequestContext, **counts: int) -> None:
+        for name, value in counts.items():
+            self.counts[name] += value
+
+
+class ScriptedEngine:
+    """Says what `script` says, one token a piece; remembers the requests and which of them were closed early."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.requests: list[tuple[Any, SamplingParams, str]] = []
+        self.closed: list[str] = []
+
+    async def generate(
+        self, prompt: Any, params: SamplingParams, request_id: str
+    ) -> AsyncGenerator[RequestOutput, None]:
+        self.requests.append((prompt, params, request_id))
+        pieces = self.script(prompt["prompt_token_ids"][len(PROMPT) :], len(self.requests) > 1)
+        try:
+            for position, piece in enumerate(pieces):
+                await asyncio.sleep(0)
+                last = position == len(pieces) - 1 or (
+                    params.max_tokens is not None and position + 1 >= params.max_tokens
+                )
+                reason = ("stop" if position == len(pieces) - 1 else "length") if last else None
+                token = CompletionOutput(0, piece, [100 + len(piece)], None, None, finish_reason=reason)
+                yield RequestOutput(request_id, None, PROMPT, None, [token], last)
+                if last:
+                    return
+        except (asyncio.CancelledError, GeneratorExit):
+            self.closed.append(request_id)
+            raise
+
+
+async def outputs(
+    script: Script, gate: ScriptedGate, *, kind: RequestOutputKind = RequestOutputKind.DELTA, n: int = 1, **params: Any
+) -> tuple[list[RequestOutput], ScriptedEngine]:
+    """Everything that the client yields for one request of the guarded tenant."""
+    engine = ScriptedEngine(script)
+    client = GuardedEngineClient(engine, gate)
+    token = CURRENT_REQUEST.set(RequestContext("r", ACME))
+    try:
+        stream = client.generate(
+            {"type": "token", "prompt_token_ids": PROMPT}, SamplingParams(output_kind=kind, n=n, **params), "r-1"
+        )
+        return [output async for output in stream], engine
+    finally:
+        CURRENT_REQUEST.reset(token)
+
+
+def text(found: list[RequestOutput], index: int = 0) -> str:
+    return "".join(choice.text for output in found for choice in output.outputs if choice.index == index)
+
+
+async def test_clean_answers_come_through_whole() -> None:
+    gate = ScriptedGate(("alpha seven",))
+    found, engine = await outputs(lambda *_: ["The ", "al", "phabet ", "ends", ""], gate)
+    assert text(found) == "The alphabet ends"
+    assert [choice.finish_reason for choice in found[-1].outputs] == ["stop"]
+    assert sum(len(choice.token_ids) for output in found for choice in output.outputs) == 5
+    assert found[-1].finished and not any(output.finished for output in found[:-1])
+    assert gate.counts["rollbacks"] == 0 and gate.finished == 1
+    assert engine.requests[0][1].extra_args == {"guard": "ticket"}
+
+
+async def test_text_that_may_begin_a_match_is_held_back() -> None:
+    gate = ScriptedGate(("alpha seven",))
+    seen: list[str] = []
+    found, _ = await outputs(lambda *_: ["It is ", "alpha ", "six", "."], gate)
+    seen = [choice.text for output in found for choice in output.outputs]
+    assert "alpha " not in seen
+    assert "".join(seen) == "It is alpha six."
+    assert gate.counts["held_back"] > 0
+
+
+def rolling(says: Sequence[int], constrained: bool) -> list[str]:
+    return [" one", " two", "."] if constrained else ["The code is", " alpha", " seven", " indeed"]
+
+
+async def test_a_hit_rolls_back_to_the_last_released_token_and_resumes_constrained() -> None:
+    gate = ScriptedGate(("alpha seven",))
+    found, engine = await outputs(rolling, gate, max_tokens=16)
+    assert text(found) == "The code is one two."
+    assert gate.counts["rollbacks"] == 1 and gate.counts["filtered"] == 0
+    assert engine.closed == ["r-1"]
+    first, second = engine.requests
+    assert second[0]["prompt_token_ids"] == [*PROMPT, 100 + len("The code is")]
+    assert gate.resumed == [second[0]["prompt_token_ids"]]
+    assert (first[1].max_tokens, second[1].max_tokens) == (16, 15)
+    assert second[0]["cache_salt"] == "salt"
+
+
+@pytest.mark.parametrize("kind", list(RequestOutputKind))
+async def test_every_output_kind_gives_the_same_answer(kind: RequestOutputKind) -> None:
+    found, _ = await outputs(rolling, ScriptedGate(("alpha seven",)), kind=kind)
+    final = found[-1].outputs[0]
+    assert found[-1].finished and final.finish_reason == "stop"
+    if kind == RequestOutputKind.DELTA:
+        assert text(found) == "The code is one two."
+    else:
+        assert final.text == "The code is one two."
+        assert len(final.token_ids) == 4
+    if kind == RequestOutputKind.FINAL_ONLY:
+        assert len(found) == 1
+
+
+async def test_used_up_rollbacks_end_with_content_filter() -> None:
+    gate = ScriptedGate(("alpha seven",), max_rollbacks=2)
+    found, engine = await outputs(lambda *_: ["Well,", " alpha", " seven"], gate)
+    assert text(found) == "Well,Well,Well,"
+    assert found[-1].outputs[0].finish_reason == "content_filter"
+    assert len(engine.requests) == 3
+    assert gate.counts == {"held_back": gate.counts["held_back"], "rollbacks": 3, "filtered": 1}
+
+
+async def test_a_stop_string_forbids_resuming_a_begun_answer() -> None:
+    gate = ScriptedGate(("alpha seven",))
+    found, engine = await outputs(rolling, gate, stop=["zzz"])
+    assert found[-1].outputs[0].finish_reason == "content_filter"
+    assert text(found) == "The code is"
+    assert len(engine.requests) == 1
+
+
+async def test_a_refused_resume_ends_with_content_filter() -> None:
+    class Failing(ScriptedGate):
+        async def resume(self, context: RequestContext, admission: Admission, token_ids: Sequence[int]) -> Admission:
+            raise RequestRefused("gone", status=503)
+
+    found, _ = await outputs(rolling, Failing(("alpha seven",)))
+    assert found[-1].outputs[0].finish_reason == "content_filter"
+
+
+async def test_choices_roll_back_one_by_one() -> None:
+    def script(says: Sequence[int], constrained: bool) -> list[str]:
+        return ["a", " b"] if not says else [" c"]
+
+    gate = ScriptedGate(("zzz",))
+    found, engine = await outputs(script, gate, n=3, seed=5, kind=RequestOutputKind.FINAL_ONLY)
+    assert [choice.text for choice in found[0].outputs] == ["a b"] * 3
+    assert [choice.index for choice in found[0].outputs] == [0, 1, 2]
+    assert sorted(request[1].seed for request in engine.requests) == [5, 6, 7]
+    assert len({request[2] for request in engine.requests}) == 3
+
+
+async def test_closing_the_answer_closes_every_choice() -> None:
+    engine = ScriptedEngine(lambda *_: ["word "] * 1000)
+    client = GuardedEngineClient(engine, gate := ScriptedGate(("zzz",)))
+    token = CURRENT_REQUEST.set(RequestContext("r", ACME))
+    stream = client.generate(
+        {"prompt_token_ids": PROMPT}, SamplingParams(n=2, output_kind=RequestOutputKind.DELTA, max_tokens=2000), "r-1"
+    )
+    CURRENT_REQUEST.reset(token)
+    await anext(stream)
+    await stream.aclose()
+    assert gate.finished == 1
+    assert len(engine.closed) == 2
+
+
+async def test_without_a_request_context_nothing_is_generated() -> None:
+    engine = ScriptedEngine(lambda *_: ["x"])
+    client = GuardedEngineClient(engine, ScriptedGate(()))
+    with pytest.raises(RequestRefused):
+        await anext(client.generate({"prompt_token_ids": PROMPT}, SamplingParams(), "r"))
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "text",
+        {"prompt_token_ids": []},
+        {"prompt_embeds": object()},
+        {"prompt_token_ids": [1], "multi_modal_data": {"a": 1}},
+    ],
+)
+async def test_prompts_without_plain_tokens_are_refused(prompt: Any) -> None:
+    engine = ScriptedEngine(lambda *_: ["x"])
+    client = GuardedEngineClient(engine, ScriptedGate(()))
+    context = RequestContext("r", OPEN)
+    token = CURRENT_REQUEST.set(context)
+    with pytest.raises(RequestRefused):
+        await anext(client.generate(prompt, SamplingParams(), "r"))
+    CURRENT_REQUEST.reset(token)
+    assert context.refusal is not None and not engine.requests
+
+
+async def test_an_empty_list_gets_the_engines_own_generator_and_our_parameters() -> None:
+    engine = ScriptedEngine(lambda *_: ["x"])
+    client = GuardedEngineClient(engine, ScriptedGate(()))
+    token = CURRENT_REQUEST.set(RequestContext("r", OPEN))
+    given = SamplingParams(extra_args={"guard": "forged", "kv_transfer_params": {"prompt_token_ids": [1]}})
+    stream = client.generate({"prompt_token_ids": PROMPT, "cache_salt": "victim"}, given, "r", priority=-5)
+    CURRENT_REQUEST.reset(token)
+    assert stream.__qualname__ == "ScriptedEngine.generate"
+    await anext(stream)
+    prompt, params, _ = engine.requests[0]
+    assert params.extra_args == {"guard": "open-ticket"}
+    assert prompt["cache_salt"] == "salt"
+    assert given.extra_args["guard"] == "forged"
+
+
+async def test_encode_is_refused() -> None:
+    with pytest.raises(RequestRefused):
+        await anext(GuardedEngineClient(object(), ScriptedGate(())).encode("x", None, "r"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["al", "pha", " ", "seven", "Alpha Seven", "a", "x", "-", ".", "\u200b"]),
+        min_size=1,
+        max_size=14,
+    )
+)
+async def test_whatever_the_engine_says_the_string_never_leaves(pieces: list[str]) -> None:
+    from guard.classifiers.normalize import mask_form
+
+    found, _ = await outputs(lambda *_: pieces, ScriptedGate(("alpha seven",)), max_tokens=100)
+    assert " alpha seven" not in " " + mask_form(text(found))
+    assert found[-1].outputs[0].finish_reason in ("stop", "content_filter", "length")

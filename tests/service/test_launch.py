@@ -1,0 +1,81 @@
+"""What an operator can get wrong at start: one clear line and exit code 2, before the engine is started."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guard.errors import ConfigurationError
+from guard.service.settings import Settings, load_settings
+from tests.conftest import COMMAND, ROOT, guard_environment, random_model
+
+
+def serve(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `guard serve` and wait for its end."""
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, "serve", *arguments],
+        env={**guard_environment(home), **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> str:
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    result = serve(tmp_path, str(tmp_path / "nothing"))
+    assert result.returncode == 2
+    assert "model not found" in last_line(result)
+    assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_setting_names_its_variable(tmp_path: Path) -> None:
+    result = serve(tmp_path, "demo", GUARD_RELOAD_INTERVAL_S="soon")
+    assert result.returncode == 2
+    assert "GUARD_RELOAD_INTERVAL_S" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_port_in_use_and_a_refused_flag(tmp_path: Path) -> None:
+    model = str(random_model(tmp_path / "model"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = serve(tmp_path / "home", model, "--port", port)
+    assert result.returncode == 2
+    assert f"port {port}" in last_line(result) and "in use" in last_line(result)
+    result = serve(tmp_path / "home", model, "--enable-prompt-embeds")
+    assert result.returncode == 2
+    assert "--enable-prompt-embeds" in last_line(result)
+    result = serve(tmp_path / "home", model, VLLM_SERVER_DEV_MODE="1")
+    assert result.returncode == 2
+    assert "VLLM_SERVER_DEV_MODE" in last_line(result)
+
+
+def test_an_encoder_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from guard.classifiers import encoder
+
+    monkeypatch.setattr(encoder.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match="encoder"):
+        encoder.find_encoder("auto")
+
+
+def test_settings_come_from_the_environment(tmp_path: Path) -> None:
+    settings = load_settings({"GUARD_HOME": str(tmp_path), "GUARD_MAX_BODY_BYTES": "2048", "OTHER": "x"})
+    assert (settings.home, settings.max_body_bytes) == (tmp_path, 2048)
+    assert settings.store_url == f"sqlite:///{tmp_path / 'guard.db'}"
+    assert load_settings({"GUARD_DATABASE_URL": "postgresql://db/guard"}).store_url == "postgresql://db/guard"
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
