@@ -94,7 +94,7 @@ class Automaton:
         made_for = metadata.get("vocabulary", "")
         if made_for != vocabulary_digest:
             raise PackError(
-                f"constraint file {path.name} is for vocabulary {made_for[:16]}, this model has {vocabulary_digest[:16]}"
+                f"constraint file {path.name} is for vocabulary {made_for[:16]}, the model has {vocabulary_digest[:16]}"
             )
         text = tensors.pop("patterns", np.zeros(0, dtype=np.uint8)).tobytes().decode(errors="replace")
         if not {*TABLE_ARRAYS, "first_child", "label", "fail", "output", "pattern"} <= set(tensors):

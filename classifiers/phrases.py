@@ -15,7 +15,10 @@ from guard.policy import Target, Tenant
 
 MINIMUM_CHARACTERS = 4
 MAXIMUM_CHARACTERS = 512
-_QUOTED = re.compile(r"[\"\u201c\u00ab]([^\"\u201c\u201d\u00ab\u00bb]{3,200})[\"\u201d\u00bb]|(?<!\w)['\u2018]([^'\u2018\u2019\n]{3,120})['\u2019](?!\w)")
+_QUOTED = re.compile(
+    r"[\"\u201c\u00ab]([^\"\u201c\u201d\u00ab\u00bb]{3,200})[\"\u201d\u00bb]"
+    r"|(?<!\w)['\u2018]([^'\u2018\u2019\n]{3,120})['\u2019](?!\w)"
+)
 _WORD = r"[^\W\d_][\w'\u2019.-]*"
 _CONNECTOR = r"(?:of|the|de|da|del|della|di|du|la|le|al|el|bin|ibn|van|von|der|den|and|in)"
 _NAME = re.compile(rf"{_WORD}(?:[ ]{_CONNECTOR}(?:[ ]{_CONNECTOR})?(?=[ ]{_WORD})|[ ]{_WORD})*")
@@ -57,7 +60,7 @@ class Pattern:
 def default_forbid(target: Target) -> tuple[str, ...]:
     """Forbidden strings of a target as written, in order, without repetition in mask form.
 
-    A target's own `forbid` list is taken as it is; what it lists on purpose is only checked for having a letter or digit.
+    A target's own `forbid` list is taken as it is; only strings without a letter or digit are dropped.
     """
     if target.forbid is not None:
         return _distinct(phrase for phrase in target.forbid)

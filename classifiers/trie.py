@@ -157,7 +157,7 @@ class Lookup:
 
 
 class Spelling:
-    """The sorted patterns with their leading separators, flat: `codes`, `starts` [N], `lengths` [N], `nodes` per code."""
+    """The sorted patterns with their leading separators, flat: `codes`, `starts`, `lengths` [N], `nodes` per code."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
         spelled = [SEPARATOR + pattern for pattern in patterns]

@@ -135,8 +135,8 @@ class DeviceBank:
     ) -> None:
         """Mask `logits` [rows, width] float32 in place.
 
-        `idx_mapping` [requests] and `row_mapping` [rows] give request slots, `local_pos` [rows] the draft number of a
-        row, `input_ids` [rows] its input token; `all_tokens` [R, length] with `prompt_len`, `total_len` [R] the history.
+        `idx_mapping` [requests] and `row_mapping` [rows] give slots, `local_pos` [rows] the draft number of a
+        row, `input_ids` [rows] its input token; `all_tokens` [R, length], `prompt_len`, `total_len` [R] the history.
         """
         if logits.dtype != torch.float32 or logits.dim() != 2 or logits.stride(1) != 1:
             raise ValueError(f"logits must be float32 [rows, width] with dense rows, not {logits.dtype} {logits.shape}")

@@ -89,7 +89,7 @@ def heads_kernel(
     logits, logits_stride, width, heads, tails, flags, codes, offsets, fold_value, fold_offsets, fold_codes, table,
     requests, row_states, row_mapping, counts, head_ids, number, BLOCK: tl.constexpr,
 ):
-    """Mask tokens that continue an unfinished character and so complete a pattern. Grid (rows, blocks of such tokens)."""
+    """Mask tokens that continue an unfinished character and so complete a pattern. Grid (rows, blocks)."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(row_states + row * 4 + 3)
     pending = tl.load(row_states + row * 4 + 1)

@@ -89,7 +89,9 @@ def _read(table, request, slot, node, done, code, active, CHECK: tl.constexpr):
 
 
 @triton.jit
-def _character(fold_value, fold_offsets, fold_codes, table, request, slot, node, done, point, active, CHECK: tl.constexpr):
+def _character(
+    fold_value, fold_offsets, fold_codes, table, request, slot, node, done, point, active, CHECK: tl.constexpr
+):
     """Read what code point `point` folds to."""
     value = tl.load(fold_value + point, mask=active, other=-1)
     several = active & (value < -1)
@@ -167,7 +169,7 @@ def _follow(
     heads, tails, flags, codes, offsets, fold_value, fold_offsets, fold_codes, table, request, slot,
     node, pending, token, size, in_prompt, active,
 ):
-    """State after a committed or draft token. Ids without text change nothing; special tokens may be a word boundary."""
+    """State after a committed or draft token. Ids without text change nothing; special tokens may be an edge."""
     active = active & (token >= 0) & (token < size)
     token = tl.where(active, token, 0).to(tl.int64)
     special = active & ((tl.load(flags + token, mask=active, other=0) & 1) != 0)

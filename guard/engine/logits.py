@@ -148,7 +148,8 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
 
     def _prepare_device(self, state: Any) -> None:
         self.request_states = state
-        self.bank = DeviceBank(self.vocabulary.arrays(), self.vocabulary.eos_ids, SLOTS, state.max_num_reqs, state.device)
+        words = self.vocabulary
+        self.bank = DeviceBank(words.arrays(), words.eos_ids, SLOTS, state.max_num_reqs, state.device)
         self.store.connect(self._on_change, self.bank.used_slots, self.bank.counters)
 
     def _on_change(self, slot: int, automaton: Automaton | None) -> None:
