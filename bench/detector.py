@@ -2,8 +2,8 @@
 
     python -m bench.detector --out bench/results/detector.json
 
-Rates: share of prompts flagged, per part alone and for all parts together. Nothing here is tuned on the prompts measured: thresholds
-come from the tenant's benign prompts. Latency: `detect()` on prompts never seen before, one at a time.
+Rates: share of prompts flagged, per part alone and for all parts together. Nothing here is tuned on the prompts
+measured: thresholds come from the tenant's benign prompts. Latency: `detect()` on prompts never seen before, one at a time.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ PARTS = {
     "head": DetectorPolicy(lexical=False, semantic=False),
     "hybrid": DetectorPolicy(),
 }
-BARS = {"original": (">=", 0.99), "paraphrased": (">=", 0.95)} | {
-    name: ("<=", 0.02) for name in ("retain_20_29", "holdout10", "real_authors", "world_facts")
-}
+BARS = {"original": (">=", 0.99), "paraphrased": (">=", 0.95)} | dict.fromkeys(
+    ("retain_20_29", "holdout10", "real_authors", "world_facts"), ("<=", 0.02)
+)
 Prompts = Callable[[str], DecodedPrompt]
 
 
@@ -144,7 +144,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         record["build_s"] = round(time.perf_counter() - start, 2)
         record["flagged"] = rates = await measure_rates(detector, prompt)
         record["bars"] = {
-            name: {"bar": f"{sign} {bar}", "met": rates["hybrid"][name] >= bar if sign == ">=" else rates["hybrid"][name] <= bar}
+            name: {"bar": f"{sign} {bar}", "met": (rates["hybrid"][name] - bar) * (1 if sign == ">=" else -1) >= 0.0}
             for name, (sign, bar) in BARS.items()
         }
         hybrid = acme(PARTS["hybrid"].model_copy(update={"timeout_s": 60.0}))

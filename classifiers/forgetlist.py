@@ -7,7 +7,7 @@ and the shipped benign prompts, go into it: nothing of another tenant.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,12 @@ from guard.policy import DetectorPolicy, Target, Tenant
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 Encode = Callable[[Sequence[str]], Vectors]
+# the shipped prompts are unlike a tenant's own traffic: thresholds from them alone flagged 44 % of questions on authors
+# nobody forgot, so likeness below this never counts, and a head needs benign prompts of the tenant
+_SIMILARITY_FLOOR = 0.7
+MIN_OWN_BENIGN = 100
+# benign prompts of one narrow kind give a threshold far below even odds; unlike prompts would all exceed it
+_HEAD_FLOOR = 4.0
 # a log-odds far beyond what a head gives; it only scales calibrated scores
 _HEAD_CEILING = 20.0
 
@@ -64,13 +70,18 @@ def train_parts(tenant: Tenant, encode: Encode, index: NeighbourIndex) -> Traine
     list_vectors = encode(texts)
     calibration, members = _windows_of(tenant.benign or shipped_benign())
     calibration_vectors = encode(calibration)
-    wants_head = policy.head and any(len(target.examples) >= MIN_EXAMPLES for target in tenant.targets)
+    wants_head = (
+        policy.head
+        and len(tenant.benign) >= MIN_OWN_BENIGN
+        and any(len(target.examples) >= MIN_EXAMPLES for target in tenant.targets)
+    )
     share = policy.alpha / (int(policy.semantic) + int(wants_head) or 1)
     block = index.add(list_vectors, np.asarray(owners)) if policy.semantic else None
     semantic = None
     if policy.semantic:
         scores = _largest_similarity(calibration_vectors, list_vectors)
         semantic = conformal_threshold(_largest_per_prompt(scores, members), share)
+        semantic = replace(semantic, value=max(semantic.value, _SIMILARITY_FLOOR))
     if not wants_head:
         return TrainedParts(block, semantic, None, None)
     head, head_threshold = _train_head(tenant, encode, calibration_vectors, members, share)
@@ -115,6 +126,7 @@ def _train_head(
         groups = np.concatenate([members, shipped_members + int(members.max()) + 1])
     scores = out_of_fold_scores(positives, owners, negatives, groups)[: len(calibration)]
     threshold = conformal_threshold(_largest_per_prompt(scores, members), alpha, _HEAD_CEILING)
+    threshold = replace(threshold, value=max(threshold.value, _HEAD_FLOOR))
     return train_head(positives, owners, negatives), threshold
 
 

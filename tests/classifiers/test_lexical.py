@@ -55,7 +55,9 @@ def test_a_short_name_does_not_match_inside_other_words(text: str) -> None:
     assert SHORT.match(text) == {}
 
 
-@pytest.mark.parametrize(("text", "target"), [("Ann's", 0), ("A n n", 0), ("(Ann)", 0), ("t.h.e.r.a", 1), ("Bo-Li", 2), ("boli", 2)])
+@pytest.mark.parametrize(
+    ("text", "target"), [("Ann's", 0), ("A n n", 0), ("(Ann)", 0), ("t.h.e.r.a", 1), ("Bo-Li", 2), ("boli", 2)]
+)
 def test_a_short_name_matches_on_its_own(text: str, target: int) -> None:
     assert list(SHORT.match(text)) == [target]
 
