@@ -2,8 +2,8 @@
 
     python -m bench.detector --out bench/results/detector.json
 
-Rates: share of prompts flagged, per part alone and for all parts together. Nothing here is tuned on the prompts
-measured: thresholds come from the tenant's benign prompts. Latency: `detect()` on prompts never seen before, one at a time.
+Rates: share of prompts flagged, per part alone and for all parts together. Nothing is tuned on the prompts measured:
+thresholds come from the tenant's benign prompts. Latency: `detect()` on prompts never seen before, one at a time.
 """
 
 from __future__ import annotations
