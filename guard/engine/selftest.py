@@ -3,7 +3,7 @@
 A compiled model can be loaded from a cache, a plugin can be dropped and a version can move a method without any error
 message. So the API process sends requests whose outcome is known: a planned prompt must move the corruption counter of
 every first-stage rank by exactly the planned tokens, an unplanned one must not, a request without a ticket must be
-refused, and a token that spells a planted word must be masked although a bias pushes it.
+refused, and a token that spells a planted word must be masked although it is the only one that the request allows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from guard.ticket import EXTRA_ARG, cache_salt, sign
 
 _PROMPT_TOKENS = 8
 _RANGES = ((2, 5),)
-_PUSH = 100.0
 _MIN_WORD = 4
 _TENANT = "selftest"
 
@@ -52,7 +51,7 @@ async def selftest(engine_client: Any, tokenizer: Any, key: bytes) -> dict[str, 
             f"rank {ping['rank']} corrupted {change['corrupted_tokens']} tokens instead of {expected}; "
             "the model may have been compiled without the guard's op",
         )
-    tokens, finish = await _generate(engine_client, ids, None, key, {})
+    tokens, finish = await _generate(engine_client, ids, None, key, None)
     _require(not tokens, f"a request without a ticket was answered (finish reason {finish!r})")
     masked = await _check_mask(engine_client, tokenizer, ids, key)
     return {
@@ -77,10 +76,11 @@ def planted_word(tokenizer: Any) -> tuple[int, str]:
 
 async def _check_mask(engine_client: Any, tokenizer: Any, ids: Sequence[int], key: bytes) -> int:
     token, word = planted_word(tokenizer)
-    push = {token: _PUSH}
+    # not a bias: vLLM refuses it together with speculative decoding
+    only = [token]
     free = Plan(tenant_index=0, policy_version=_version(), prompt_length=len(ids))
-    tokens, _ = await _generate(engine_client, ids, free, key, push)
-    _require(tokens == [token], "a pushed token was not generated without a constraint; the mask cannot be tested")
+    tokens, _ = await _generate(engine_client, ids, free, key, only)
+    _require(tokens == [token], "the only allowed token was not generated without a constraint")
     automaton = Automaton.compile([word], Vocabulary.from_tokenizer(tokenizer))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "automaton"
@@ -90,7 +90,7 @@ async def _check_mask(engine_client: Any, tokenizer: Any, ids: Sequence[int], ke
     try:
         rule = Constraint(digest=automaton.digest, start=len(ids))
         bound = Plan(tenant_index=0, policy_version=_version(), prompt_length=len(ids), constraint=rule)
-        tokens, _ = await _generate(engine_client, ids, bound, key, push)
+        tokens, _ = await _generate(engine_client, ids, bound, key, only)
     finally:
         await engine_client.collective_rpc("guard_release", args=("constraint", automaton.digest))
     _require(bool(tokens) and token not in tokens, "a forbidden word was generated; the mask is not in place")
@@ -99,14 +99,14 @@ async def _check_mask(engine_client: Any, tokenizer: Any, ids: Sequence[int], ke
 
 async def _moved(engine_client: Any, ids: Sequence[int], plan: Plan, key: bytes) -> list[dict[str, int]]:
     before = await engine_client.collective_rpc("guard_counters")
-    tokens, finish = await _generate(engine_client, ids, plan, key, {})
+    tokens, finish = await _generate(engine_client, ids, plan, key, None)
     _require(bool(tokens), f"a request with a valid ticket was not answered (finish reason {finish!r})")
     after = await engine_client.collective_rpc("guard_counters")
     return [{name: new[name] - old.get(name, 0) for name in new} for old, new in zip(before, after, strict=True)]
 
 
 async def _generate(
-    engine_client: Any, ids: Sequence[int], plan: Plan | None, key: bytes, bias: dict[int, float],
+    engine_client: Any, ids: Sequence[int], plan: Plan | None, key: bytes, allowed: list[int] | None,
 ) -> tuple[list[int], str | None]:
     """One greedy token: token ids and finish reason; no tokens when the engine refuses the request."""
     salt, extra = "", None
@@ -114,7 +114,7 @@ async def _generate(
         salt = cache_salt(_TENANT, plan, key)
         extra = {EXTRA_ARG: sign(plan, salt, ids, key, now_s=time.time())}
     params = SamplingParams(
-        max_tokens=1, temperature=0.0, ignore_eos=True, logit_bias=bias or None, extra_args=extra,
+        max_tokens=1, temperature=0.0, ignore_eos=True, allowed_token_ids=allowed, extra_args=extra,
         output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False,
     )
     prompt: dict[str, Any] = {"prompt_token_ids": list(ids)}

@@ -134,7 +134,7 @@ async def refused(engine: Engine) -> dict[str, Any]:
 
 
 async def constrained(engine: Engine, model: str) -> dict[str, Any]:
-    """A token that spells a forbidden word is pushed by a bias; only the request with the constraint avoids it."""
+    """Only a token that spells a forbidden word is allowed, or it and one other, with and without the constraint."""
     from transformers import AutoTokenizer
 
     from guard.classifiers.automaton import Automaton
@@ -150,13 +150,15 @@ async def constrained(engine: Engine, model: str) -> dict[str, Any]:
         await engine.client.collective_rpc("guard_stage", args=("constraint", str(path), automaton.digest))
     await engine.client.collective_rpc("guard_commit", args=("constraint", automaton.digest))
     rule = Constraint(digest=automaton.digest, start=SHORT)
-    push: dict[str, Any] = {"logit_bias": {token: 100.0}, "max_tokens": 6}
-    free = await engine.counted(PROMPT_ALONE, plan(SHORT, version="free"), **push)
-    bound = await engine.counted(PROMPT_ALONE, plan(SHORT, constraint=rule), **push)
-    four = await engine.counted(PROMPT_ALONE, plan(SHORT, constraint=rule), **push | {"n": 4, "temperature": 1.0})
+    only: dict[str, Any] = {"allowed_token_ids": [token], "max_tokens": 6}
+    both: dict[str, Any] = {"allowed_token_ids": [token, PROMPT_ALONE[0]], "max_tokens": 6}
+    free = await engine.counted(PROMPT_ALONE, plan(SHORT, version="free"), **only)
+    bound = await engine.counted(PROMPT_ALONE, plan(SHORT, constraint=rule), **both)
+    alone = await engine.counted(PROMPT_ALONE, plan(SHORT, constraint=rule), **only)
+    four = await engine.counted(PROMPT_ALONE, plan(SHORT, constraint=rule), **both | {"n": 4, "temperature": 1.0})
     references = await engine.client.engine_core.call_utility_async("guard_engine_counters")
     await engine.client.collective_rpc("guard_release", args=("constraint", automaton.digest))
-    return {"token": token, "free": free, "bound": bound, "four": four, "engine": references}
+    return {"token": token, "free": free, "bound": bound, "alone": alone, "four": four, "engine": references}
 
 
 async def dummy(engine: Engine) -> dict[str, Any]:

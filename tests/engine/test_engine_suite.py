@@ -192,7 +192,7 @@ def test_a_dummy_step_corrupts_nothing(guarded: dict[str, Any]) -> None:
 def test_a_forbidden_word_is_masked_for_the_constrained_request_only(guarded: dict[str, Any]) -> None:
     seen = guarded["constrained"]
     assert seen["token"] in seen["free"]["seen"]["tokens"][0]
-    for which, choices in (("bound", 1), ("four", 4)):
+    for which, choices in (("bound", 1), ("alone", 1), ("four", 4)):
         assert len(seen[which]["seen"]["tokens"]) == choices
         assert all(choice and seen["token"] not in choice for choice in seen[which]["seen"]["tokens"])
 
@@ -214,4 +214,9 @@ def test_speculative_decoding_keeps_corruption_and_constraint(engine_results: An
     plain, corrupted = drafted["batch"]
     assert plain["tokens"] == drafted["empty"]["seen"]["tokens"]
     assert corrupted["tokens"] == drafted["corrupted"]["seen"]["tokens"]
-    assert seen["constrained"]["token"] not in seen["constrained"]["bound"]["seen"]["tokens"][0]
+    constrained = seen["constrained"]
+    assert constrained["token"] in constrained["free"]["seen"]["tokens"][0]
+    for which in ("bound", "alone"):
+        tokens = constrained[which]["seen"]["tokens"][0]
+        assert tokens
+        assert constrained["token"] not in tokens
