@@ -39,11 +39,12 @@ def load_fitted(settings: Settings, model: str) -> FittedCorruption | None:
     folder = Path(model)
     if not folder.is_dir():
         if settings.fitted is not None:
-            raise PackError("a fitted strength needs a model in a local folder, to compare fingerprints with")
+            raise PackError("a fitted strength needs a model in a local folder to compare with")
         return None
-    candidates = [settings.fitted] if settings.fitted else [folder / PACK_FOLDER, settings.home / "fitted" / PACK_FOLDER]
+    usual = [folder / PACK_FOLDER, settings.home / "fitted" / PACK_FOLDER]
+    candidates = [settings.fitted] if settings.fitted else usual
     for path in candidates:
-        if path is not None and (path.exists() or settings.fitted is not None):
+        if path.exists() or settings.fitted is not None:
             fitted = load_eco(path, model_fingerprint=model_fingerprint(folder))
             log.info("fitted_strength", rho=fitted.rho, scope=fitted.scope, pack=fitted.pack[:16])
             return fitted
