@@ -108,7 +108,9 @@ class BrokenEncoder(Encoder):
 
 
 @pytest.mark.parametrize(
-    "name", ["Hina Ameen", "Ｈｉｎａ Ａｍｅｅｎ", "Hi\u200bna Am\u200been", "Нinа Аmеen", "H i n a A m e e n", "h1n4_4m33n"]
+    "name",
+    ["Hina Ameen", "Ｈｉｎａ Ａｍｅｅｎ", "Hi\u200bna Am\u200been", "Нinа Аmеen", "H i n a A m e e n",
+     "h1n4_4m33n"]
 )
 def test_an_obfuscated_name_is_a_lexical_hit_with_its_span(bench: Bench, name: str) -> None:
     who = tenant(HINA)
