@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def serve(model: str, extra: Sequence[str] = ()) -> int:
     if model == DEMO:
         from guard.demo.setup import prepare_demo
 
+        # vLLM's CPU build otherwise claims nearly all memory for a model of 14 MB
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         prepare_demo(store, settings.home, address)
     watcher = SnapshotWatcher(store, settings.reload_interval_s)
     watcher.start()
