@@ -1,9 +1,14 @@
-"""Cases of test_mask.py; run in Triton's interpreter: `TRITON_INTERPRET=1 python run_mask.py CASE`."""
+"""Cases of test_mask.py; run in Triton's interpreter: `TRITON_INTERPRET=1 python run_mask.py CASE...`.
+
+Prints one JSON object: what every case ended with, "agrees" or the traceback.
+"""
 
 from __future__ import annotations
 
+import json
 import random
 import sys
+import traceback
 
 import torch
 
@@ -13,7 +18,8 @@ from guard.kernels.mask import DeviceBank
 
 WORDS = ["jaime", "vas", "ana", "josé", "ab", "東京", "zoë"]
 TOKENS: list[bytes | None] = [
-    None, None, *(bytes([byte]) for byte in range(256)), b"Jaime", b" Vas", b"quez", b" jaime vas", b"\xa9 ana", b"ana ",
+    None, None, *(bytes([byte]) for byte in range(256)),
+    b"Jaime", b" Vas", b"quez", b" jaime vas", b"\xa9 ana", b"ana ",
     b"s\xc3", " \u200b".encode(), "東".encode(), b"\xac ab", b"\xe4\xba", None, b"", b" -", b"an", b"ab ana",
 ]
 WORDBOOK = Vocabulary(TOKENS, frozenset({0, 1}), (1,))
@@ -26,10 +32,7 @@ class Case:
 
     def __init__(self, requests: int, seed: int = 0) -> None:
         self.rng = random.Random(seed)
-        self.automata = {
-            slot: Automaton.compile([" ".join(self.rng.choices(WORDS, k=self.rng.randint(1, 2))) for _ in range(6)], WORDBOOK)
-            for slot in (1, 3)
-        }
+        self.automata = {slot: Automaton.compile(self.patterns(), WORDBOOK) for slot in (1, 3)}
         self.bank = DeviceBank(WORDBOOK.arrays(), WORDBOOK.eos_ids, 4, max(requests, 1), torch.device("cpu"))
         for slot, automaton in self.automata.items():
             self.bank.put(slot, automaton.arrays)
@@ -37,6 +40,10 @@ class Case:
         self.total = torch.zeros(max(requests, 1), dtype=torch.int32)
         self.prompt = torch.zeros_like(self.total)
         self.rules: dict[int, tuple[int, int, bool, tuple[int, ...]]] = {}
+
+    def patterns(self) -> list[str]:
+        """Random forbidden strings."""
+        return [" ".join(self.rng.choices(WORDS, k=self.rng.randint(1, 2))) for _ in range(6)]
 
     def text(self) -> list[int]:
         """Random tokens, often the start of a forbidden string."""
@@ -140,7 +147,10 @@ def drafts() -> None:
 def broken_characters() -> None:
     """Characters cut over tokens."""
     case = Case(12, seed=3)
-    pieces = [b"jos\xc3", b" jos", b"\xe6", b"\xe6\x9d", b"zo\xc3", b"\xf0\x9f", b"\xed", b"\xf4", b"\xe0", b"jos\xc3\xa9 \xc3"]
+    pieces = [
+        b"jos\xc3", b" jos", b"\xe6", b"\xe6\x9d", b"zo\xc3", b"\xf0\x9f", b"\xed", b"\xf4", b"\xe0",
+        b"jos\xc3\xa9 \xc3",
+    ]
     for index in range(12):
         data = pieces[index % len(pieces)]
         case.admit(index, case.rng.choice((1, 3)), [2 + 32, *(2 + byte for byte in data)])
@@ -188,8 +198,9 @@ def incremental() -> None:
 def special_tokens() -> None:
     """Special tokens inside a string."""
     case = Case(8, seed=6)
+    tokens = [2 + 32, *(2 + byte for byte in b"jai"), 0, *(2 + byte for byte in b"me va")]
     for index in range(8):
-        case.admit(index, 1 + 2 * (index % 2), [2 + 32, *(2 + byte for byte in b"jai"), 0, *(2 + byte for byte in b"me va")])
+        case.admit(index, 1 + 2 * (index % 2), tokens)
     case.check(list(range(8)))
 
 
@@ -216,14 +227,26 @@ def refused_shapes() -> None:
     case = Case(1)
     case.admit(0, 1, [])
     rows = torch.zeros(1, dtype=torch.int32)
-    for logits in (torch.zeros(1, 9, dtype=torch.float16), torch.zeros(9), torch.zeros(2, 9), torch.zeros(9, 1).T[:, ::2]):
+    strided = torch.zeros(9, 1).T[:, ::2]
+    for logits in (torch.zeros(1, 9, dtype=torch.float16), torch.zeros(9), torch.zeros(2, 9), strided):
         try:
             case.bank.apply(logits, rows, rows, rows, rows, case.history, case.prompt, case.total)
         except ValueError:
             continue
-        raise SystemExit(f"accepted {logits.dtype} {logits.shape}")
+        raise AssertionError(f"accepted {logits.dtype} {logits.shape}")
+
+
+def main(names: list[str]) -> None:
+    """Run the cases one after the other; every case builds its own bank."""
+    outcomes = {}
+    for name in names:
+        try:
+            globals()[name]()
+            outcomes[name] = "agrees"
+        except Exception:  # noqa: BLE001 - reported as the case's outcome
+            outcomes[name] = traceback.format_exc()
+    print(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
-    globals()[sys.argv[1]]()
-    print("agrees")
+    main(sys.argv[1:])

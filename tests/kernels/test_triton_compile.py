@@ -29,8 +29,8 @@ def build(kernel, types, constants, warps):
     compiled = triton.compile(ASTSource(kernel, names, constants), target=target, options={"num_warps": warps})
     print(sorted(compiled.asm))
 
-for dtype in ("bf16", "fp16", "fp32"):
-    for width, warps in ((63, 4), (4096, 8)):
+for dtype, shapes in (("bf16", ((63, 4), (4096, 8))), ("fp16", ((4096, 8),)), ("fp32", ((63, 4),))):
+    for width, warps in shapes:
         block = triton.next_power_of_2(width)
         types = (
             f"hidden:*{dtype} token_slot:*i32 position:*i64 kind_table:*i32 dims_table:*i32 rho_table:*fp32 "
@@ -57,5 +57,5 @@ def test_kernels_compile_to_a_binary_without_a_gpu(target: str, binary: str) -> 
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 6
     assert all(binary in line for line in lines)
