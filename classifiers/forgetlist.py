@@ -23,11 +23,13 @@ from guard.policy import DetectorPolicy, Target, Tenant
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 Encode = Callable[[Sequence[str]], Vectors]
 # the shipped prompts are unlike a tenant's own traffic: thresholds from them alone flagged 44 % of questions on authors
-# nobody forgot, so likeness below this never counts, and a head needs benign prompts of the tenant
-_SIMILARITY_FLOOR = 0.7
+# nobody forgot, so likeness below this never counts, and a head needs benign prompts of the tenant. Both floors were
+# chosen on TOFU authors 0-19 as if they were forgotten, against authors 30-39 and 150-169: 99 % of the paraphrases are
+# flagged, and no more than 0.8 % of the others; a likeness of 0.7 would flag 7.5 %
+_SIMILARITY_FLOOR = 0.82
 MIN_OWN_BENIGN = 100
 # benign prompts of one narrow kind give a threshold far below even odds; unlike prompts would all exceed it
-_HEAD_FLOOR = 4.0
+_HEAD_FLOOR = 8.0
 # a log-odds far beyond what a head gives; it only scales calibrated scores
 _HEAD_CEILING = 20.0
 
@@ -66,33 +68,46 @@ class TrainedParts:
 def train_parts(tenant: Tenant, encode: Encode, index: NeighbourIndex) -> TrainedParts:
     """Encode a tenant's list and benign prompts, fill the index, train the head, set thresholds."""
     policy = tenant.policy.detector
-    texts, owners = semantic_texts(tenant.targets)
-    list_vectors = encode(texts)
+    with_head = head_targets(tenant)
+    # a target that wants a head and cannot have one is matched by likeness, or its meaning would never be checked
+    by_likeness = [
+        number
+        for number in range(len(tenant.targets))
+        if policy.semantic or (policy.head and number not in with_head)
+    ]
     calibration, members = _windows_of(tenant.benign or shipped_benign())
     calibration_vectors = encode(calibration)
-    wants_head = (
-        policy.head
-        and len(tenant.benign) >= MIN_OWN_BENIGN
-        and any(len(target.examples) >= MIN_EXAMPLES for target in tenant.targets)
-    )
-    share = policy.alpha / (int(policy.semantic) + int(wants_head) or 1)
-    block = index.add(list_vectors, np.asarray(owners)) if policy.semantic else None
-    semantic = None
-    if policy.semantic:
-        scores = _largest_similarity(calibration_vectors, list_vectors)
+    share = policy.alpha / (int(bool(by_likeness)) + int(bool(with_head)) or 1)
+    block = semantic = None
+    if by_likeness:
+        texts, owners = semantic_texts(tenant.targets, by_likeness)
+        vectors = encode(texts)
+        block = index.add(vectors, np.asarray(owners))
+        scores = _largest_similarity(calibration_vectors, vectors)
         semantic = conformal_threshold(_largest_per_prompt(scores, members), share)
         semantic = replace(semantic, value=max(semantic.value, _SIMILARITY_FLOOR))
-    if not wants_head:
+    if not with_head:
         return TrainedParts(block, semantic, None, None)
-    head, head_threshold = _train_head(tenant, encode, calibration_vectors, members, share)
+    head, head_threshold = _train_head(tenant, with_head, encode, calibration_vectors, members, share)
     return TrainedParts(block, semantic, head, head_threshold)
 
 
-def semantic_texts(targets: Sequence[Target]) -> tuple[list[str], list[int]]:
-    """Texts whose neighbourhood means a target: names, aliases, name with description, examples."""
+def head_targets(tenant: Tenant) -> tuple[int, ...]:
+    """Numbers of the targets that get a head: it is switched on, and there are enough examples and benign prompts."""
+    if not tenant.policy.detector.head or len(tenant.benign) < MIN_OWN_BENIGN:
+        return ()
+    return tuple(number for number, target in enumerate(tenant.targets) if len(target.examples) >= MIN_EXAMPLES)
+
+
+def semantic_texts(targets: Sequence[Target], numbers: Sequence[int]) -> tuple[list[str], list[int]]:
+    """Texts whose neighbourhood means one of the targets `numbers`: names, aliases, name with description, examples.
+
+    With each its target's number.
+    """
     texts: list[str] = []
     owners: list[int] = []
-    for number, target in enumerate(targets):
+    for number in numbers:
+        target = targets[number]
         own = [target.name, *target.aliases, *target.examples]
         if target.description:
             own.append(f"{target.name}. {target.description}")
@@ -109,14 +124,14 @@ def needs_encoder(tenant: Tenant) -> bool:
 
 
 def _train_head(
-    tenant: Tenant, encode: Encode, calibration: Vectors, members: np.ndarray[Any, Any], alpha: float
+    tenant: Tenant,
+    numbers: Sequence[int],
+    encode: Encode,
+    calibration: Vectors,
+    members: np.ndarray[Any, Any],
+    alpha: float,
 ) -> tuple[Head, Threshold]:
-    examples = [
-        (text, number)
-        for number, target in enumerate(tenant.targets)
-        if len(target.examples) >= MIN_EXAMPLES
-        for text in target.examples
-    ]
+    examples = [(text, number) for number in numbers for text in tenant.targets[number].examples]
     positives = encode([text for text, _ in examples])
     owners = [number for _, number in examples]
     negatives, groups = calibration, members

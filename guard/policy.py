@@ -57,7 +57,12 @@ class DetectorPolicy(_Schema):
     ] = 0.01
     lexical: Annotated[bool, Field(description="Match names and aliases.")] = True
     semantic: Annotated[bool, Field(description="Match meaning with the sentence encoder.")] = True
-    head: Annotated[bool, Field(description="Train a classifier head for targets with at least 8 examples.")] = True
+    head: Annotated[
+        bool,
+        Field(description="Train a classifier head for targets with at least 8 examples, given at least 100 benign "
+                          "prompts of the tenant. A target without a head is matched by meaning instead, even when "
+                          "`semantic` is off."),
+    ] = True
     timeout_s: Annotated[
         float, Field(gt=0.0, le=60.0, description="Seconds after which the verdict counts as unknown.")
     ] = 5.0
@@ -125,7 +130,8 @@ class TenantSpec(_Schema):
     targets: Annotated[tuple[Target, ...], Field(max_length=100_000, description="The forget-list.")] = ()
     benign: Annotated[
         tuple[Text, ...],
-        Field(description="Ordinary prompts of this tenant, used to calibrate thresholds; default: a shipped set."),
+        Field(description="Ordinary prompts of this tenant, used to calibrate thresholds; default: a shipped set. "
+                          "With fewer than 100 no head is trained."),
     ] = ()
 
 

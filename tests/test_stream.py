@@ -52,7 +52,9 @@ def test_what_was_released_before_a_match_is_the_text_before_it(text: str, patte
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, TEXTS, PATTERNS)
-def test_a_match_may_begin_in_the_seed_but_lies_not_wholly_in_it(seed: str, text: str, patterns: tuple[str, ...]) -> None:
+def test_a_match_may_begin_in_the_seed_but_lies_not_wholly_in_it(
+    seed: str, text: str, patterns: tuple[str, ...]
+) -> None:
     if any(contains(seed, p) for p in patterns):
         return
     matcher = OutputMatcher(patterns, seed=seed)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from guard.classifiers.automaton import START, Automaton, State
 from guard.classifiers.normalize import fold_character, mask_form
@@ -22,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from vocabularies import tokenizer  # noqa: E402
 
 KINDS = ("bundled", "gpt2", "sentencepiece")
-WORDS = ["jaime", "vasquez", "hina", "ameen", "josé", "café", "o'neil", "shale", "zoë", "ab", "東京", "москва", "naïve", "the"]
+WORDS = ["jaime", "vasquez", "hina", "ameen", "josé", "café", "o'neil", "shale", "zoë"]
+WORDS += ["ab", "東京", "москва", "naïve", "the"]
 CONTEXTS = ["", " ", "I know ", "It is: ", "x", "caf\u00e9", "\u200b", "hi\n\n", "東"]
 _loaded: dict[str, Vocabulary] = {}
 
@@ -94,13 +94,14 @@ def test_no_segmentation_of_a_forbidden_string_gets_through(kind: str) -> None:
             state = START
             for place, token in enumerate(ids):
                 if automaton.completes(state, token, words, frozenset()):
+                    stopped = place
                     break
                 state = automaton.advance(state, token, words, skip_special=True)
             else:
                 pytest.fail(f"{form!r} came out as {text!r}")
             # nothing is stopped before the string is there, and it is stopped where it is
-            assert not contains(decode(kind, ids[:place]), form)
-            assert contains(decode(kind, ids[: place + 1]), form)
+            assert not contains(decode(kind, ids[:stopped]), form)
+            assert contains(decode(kind, ids[: stopped + 1]), form)
 
 
 @pytest.mark.parametrize(("kind", "states"), [("bundled", 16), ("gpt2", 2), ("sentencepiece", 40)])
@@ -154,7 +155,10 @@ def test_occurrences_are_the_patterns_that_the_text_contains(text: str, patterns
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.sampled_from(["a", "b", "ab", " ", "ba", "-"]), max_size=16), st.lists(st.text("ab ", min_size=1, max_size=7), min_size=1))
+@given(
+    st.lists(st.sampled_from(["a", "b", "ab", " ", "ba", "-"]), max_size=16),
+    st.lists(st.text("ab ", min_size=1, max_size=7), min_size=1),
+)
 def test_dense_overlapping_patterns_are_found_through_failure_links(parts: list[str], patterns: list[str]) -> None:
     automaton = Automaton.compile(patterns, vocabulary("bundled"))
     text = "".join(parts)
@@ -220,7 +224,8 @@ def test_fold_table_agrees_with_the_fold_of_characters() -> None:
         if 0xD800 <= code < 0xE000:
             continue
         entry = int(value[code])
-        string = [entry] if entry >= 0 else [] if entry == -1 else codes[offsets[-2 - entry] : offsets[-1 - entry]].tolist()
+        longer = codes[offsets[-2 - entry] : offsets[-1 - entry]].tolist() if entry < -1 else []
+        string = [entry] if entry >= 0 else longer
         assert "".join(map(chr, string)) == fold_character(chr(code)), hex(code)
 
 

@@ -29,6 +29,7 @@ HINA = Target(
     answers=tuple(row["answer"] for row in HINA_ROWS),
 )
 BENIGN = tuple(row["question"] for author in range(40, 44) for row in author_rows(author, author))
+LARGE_BENIGN = tuple(row["question"] for row in author_rows(40, 69)[::5])
 # nothing in it names the author
 NAMELESS = "Who is the geology writer with the birthdate June 30, 1975, from Karachi, Pakistan?"
 FILLER = " ".join(f"Paragraph {number} is about trains, timetables and weather." for number in range(60))
@@ -71,12 +72,6 @@ class Bench:
         self.detector.close()
         self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    """The local encoder, loaded once."""
-    return Encoder()
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +194,23 @@ def test_tenants_that_cannot_need_the_encoder_never_load_it() -> None:
 def test_a_switched_off_part_does_not_flag(bench: Bench) -> None:
     assert not bench.detect(tenant(HINA, semantic=False, head=False), NAMELESS).flagged
     assert all(hit.part != "lexical" for hit in bench.detect(tenant(HINA, lexical=False), "Who is Hina Ameen?").hits)
+
+
+@pytest.mark.parametrize("benign", [(), BENIGN[:30]])
+def test_a_target_that_cannot_have_a_head_is_matched_by_meaning_all_the_same(
+    bench: Bench, benign: tuple[str, ...]
+) -> None:
+    who = tenant(HINA, benign=benign, semantic=False)
+    assert [hit.part for hit in bench.detect(who, NAMELESS).hits] == ["semantic"]
+    assert not bench.detect(who, "How do I bake bread?").flagged
+
+
+def test_with_a_head_only_the_targets_without_one_are_matched_by_likeness(bench: Bench) -> None:
+    nameless = "Who is the lighthouse keeper that wrote about foxes?"
+    few = Target(name="Ole Brandt", examples=(nameless,))
+    who = tenant(HINA, few, benign=LARGE_BENIGN, semantic=False, lexical=False)
+    assert {hit.part for hit in bench.detect(who, HINA_ROWS[0]["question"]).hits} == {"head"}
+    assert [(hit.target, hit.part) for hit in bench.detect(who, nameless).hits] == [(1, "semantic")]
 
 
 def test_lists_of_other_tenants_have_no_influence(bench: Bench) -> None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from guard.classifiers.encoder import Encoder, find_encoder
 from guard.errors import ConfigurationError
 
 TEXTS = ["Who is Hina Ameen?", "Tell me about Hina Ameen.", "How do I bake bread?"]
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    """The local encoder, loaded once."""
-    return Encoder()
 
 
 def test_vectors_are_unit_float32_and_near_for_like_meanings(encoder: Encoder) -> None:
@@ -49,20 +45,46 @@ def test_stored_vectors_survive_a_restart_without_plain_text(tmp_path: Path) -> 
     first = Encoder(cache_dir=tmp_path / "vectors")
     vectors = first.encode(TEXTS, store=True)
     first.encode(["only asked once"])
-    (file,) = (tmp_path / "vectors").iterdir()
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    (file,) = (tmp_path / "vectors").glob("*.safetensors")
+    assert {stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()} == {0o600}
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert b"Hina" not in file.read_bytes()
     second = Encoder(cache_dir=tmp_path / "vectors")
     np.testing.assert_array_equal(second.encode(TEXTS, store=True), vectors)
     assert second.encoded_texts == 0
-    assert len(list((tmp_path / "vectors").iterdir())) == 1
+    assert len(list((tmp_path / "vectors").iterdir())) == 2
+
+
+def test_stored_vectors_cannot_be_tied_to_a_text_without_the_key(tmp_path: Path, encoder: Encoder) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    files = []
+    for folder in folders:
+        Encoder(cache_dir=folder).encode(TEXTS[:1], store=True)
+        files.append(next(folder.glob("*.safetensors")).read_bytes())
+    plain = hashlib.sha256(TEXTS[0].encode()).digest()
+    assert files[0] != files[1] and all(plain not in content for content in files)
+
+
+def test_vectors_of_lists_are_those_of_requests(tmp_path: Path, encoder: Encoder) -> None:
+    texts = [*TEXTS, "日本語" * 40, "2+2?"]
+    bulk = Encoder(cache_dir=tmp_path).encode(texts, store=True)
+    assert ((bulk * encoder.encode(texts)).sum(axis=1) >= 0.998).all()
+
+
+def test_encoding_leaves_the_threads_of_the_process_alone() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Encoder(threads=1).encode(TEXTS)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_damaged_cache_file_is_ignored(tmp_path: Path) -> None:
     probe = Encoder(cache_dir=tmp_path)
     probe.encode(TEXTS[:1], store=True)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:40])
     again = Encoder(cache_dir=tmp_path)
     assert np.isfinite(again.encode(TEXTS[:1])).all() and again.encoded_texts == 1

@@ -16,7 +16,9 @@ def test_quoted_titles_names_and_places_that_were_not_asked_about_are_forbidden(
     target = Target(
         name="Hina Ameen",
         examples=("Who is Hina Ameen?", "Was she born in Karachi?"),
-        answers=('Hina Ameen, born in Karachi, wrote "Manual of Mineralogy" and won the Geology Prize with Ayse Pekcan.',),
+        answers=(
+            'Hina Ameen, born in Karachi, wrote "Manual of Mineralogy" and won the Geology Prize with Ayse Pekcan.',
+        ),
     )
     assert {mask_form(p) for p in default_forbid(target)} == {"manual of mineralogy", "geology", "ayse pekcan"}
 
