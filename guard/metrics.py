@@ -33,7 +33,7 @@ SERIES: dict[str, str] = {
     "guard_enforcement_expected_total": "Tokens that the engine was to intervene on, by the plans it scheduled.",
     "guard_enforcement_counted_total": "Tokens that the engine's kernels counted as intervened on.",
     "guard_engine_counter": "Counters of the engine's guard as last read, by name.",
-    "guard_slots_in_use": "Resident interventions by kind.",
+    "guard_slots_in_use": "Slots taken by kind: lists resident in the engine, corrupted requests that run or wait.",
     "guard_slots_capacity": "Slots for resident interventions by kind.",
     "guard_snapshot_age_seconds": "Seconds since the tenant store was last read successfully.",
     "guard_snapshot_revision": "Revision of the tenants being served.",
@@ -100,7 +100,8 @@ class Metrics:
             self.planned.labels(kind)
         self.expected.labels("corruption")
         self.counted.labels("corruption")
-        self.slots_in_use.labels("constraint")
-        self.slots_capacity.labels("constraint")
+        for kind in ("corruption", "constraint"):
+            self.slots_in_use.labels(kind)
+            self.slots_capacity.labels(kind)
         for result in ("success", "failure"):
             self.reloads.labels(result)

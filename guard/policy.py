@@ -96,7 +96,9 @@ class OutputPolicy(_Schema):
 
     enabled: Annotated[bool, Field(description="Hold back and check generated text.")] = True
     semantic: Annotated[
-        bool, Field(description="Also compare finished sentences of flagged requests with the targets' answers.")
+        bool,
+        Field(description="Also compare finished sentences of flagged requests with the targets' answers. Not in this "
+                          "version: `guard apply` refuses `true`."),
     ] = False
     semantic_threshold: Annotated[Unit, Field(description="Cosine similarity from which a sentence is a hit.")] = 0.85
     max_rollbacks: Annotated[

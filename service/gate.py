@@ -98,6 +98,8 @@ class GatePipeline:
         """Give back what the admission held."""
         if admission.plan.constraint is not None:
             self._residency.release(admission.plan.constraint.digest)
+        if admission.plan.corruption is not None:
+            self._metrics.slots_in_use.labels("corruption").dec()
         self._metrics.requests.labels(str(context.tenant.index), "finished", "output").inc()
 
     def count_output(
@@ -135,6 +137,8 @@ class GatePipeline:
             admission = self._sign(tenant, decision.plan, token_ids, check)
         if decision.plan.constraint is not None:
             self._residency.acquire(decision.plan.constraint.digest)
+        if decision.plan.corruption is not None:
+            self._metrics.slots_in_use.labels("corruption").inc()
         return admission
 
     async def _verdict(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:

@@ -54,6 +54,8 @@ class GuardServer:
             PromptDecoder(tokenizer), detector, self.residency, self.metrics, ticket.read_key(), fitted
         )
         self.metrics.slots_capacity.labels("constraint").set(SLOTS - 1)
+        # every running request has a corruption slot of its own
+        self.metrics.slots_capacity.labels("corruption").set(engine.vllm_config.scheduler_config.max_num_seqs)
         self.client = GuardedEngineClient(engine, gate, on_shutdown=self._drain)
 
     @classmethod

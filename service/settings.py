@@ -47,7 +47,7 @@ class Settings(BaseModel):
     detector_wait_s: Annotated[
         float,
         Field(ge=0.0, le=3600.0, description="Longest time that the start waits for the detectors of stored tenants."),
-    ] = 60.0
+    ] = 150.0
     max_body_bytes: Annotated[
         int, Field(ge=1024, le=1 << 28, description="Largest request body in bytes; more is answered 413.")
     ] = 1 << 20

@@ -91,12 +91,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         keys = json.loads((home / "demo_keys.json").read_text(encoding="utf-8"))
         yield RunningServer(url, home, keys, process, log_file, trained)
     finally:
+        already = process.poll()
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(timeout=60)
+            ended = process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            ended = process.wait()
+        if (already, ended) != (None, 0):
+            pytest.fail(f"the server did not stop cleanly after SIGTERM: {already or ended}\n{tail(log_file)}")
 
 
 def _publish_demo(home: Path, url: str) -> None:
@@ -120,5 +123,9 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log_file: Path
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    tail = log_file.read_text(encoding="utf-8", errors="replace")[-4000:]
-    pytest.fail(f"the server did not become ready (exit code {process.poll()}):\n{tail}")
+    pytest.fail(f"the server did not become ready (exit code {process.poll()}):\n{tail(log_file)}")
+
+
+def tail(log_file: Path) -> str:
+    """The end of a log."""
+    return log_file.read_text(encoding="utf-8", errors="replace")[-4000:]

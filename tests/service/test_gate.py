@@ -158,6 +158,15 @@ async def test_a_constraint_that_cannot_be_loaded_refuses_and_is_tried_again(pip
     assert (await one.admit(owner)).plan.constraint is not None
 
 
+async def test_corrupted_requests_hold_a_slot_until_they_end(pipeline: Any) -> None:
+    one = pipeline(FLAGGED)
+    context = RequestContext("r", tenant())
+    admission = await one.gate.admit(context, one.ids("Where was Hina Ameen born?"))
+    assert one.value("guard_slots_in_use", kind="corruption") == 1
+    one.gate.finish(context, admission)
+    assert one.value("guard_slots_in_use", kind="corruption") == 0
+
+
 async def test_resume_turns_the_constraint_on_and_keeps_the_corruption(pipeline: Any) -> None:
     one = pipeline(NOTHING)
     owner = tenant()

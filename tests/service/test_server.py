@@ -240,3 +240,5 @@ def test_ready_says_what_it_stands_on(server: RunningServer) -> None:
     with server.client(None) as client:
         report = client.get("/readyz").json()
     assert (report["self_test"], report["store"], report["constraints"]) == ("passed", "ok", "loaded")
+    # the start waits for the detectors of the stored tenants: paraphrases hold from the first answer on
+    assert (report["status"], report["detectors_building"]) == ("ready", 0)
