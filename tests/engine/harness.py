@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cases import BATCH, BLOCK_TOKENS, CACHE_BLOCKS, CHUNK_TOKENS, TOP, plan
@@ -82,7 +84,48 @@ class Engine:
         before = await self.counters()
         seen = await self.ask(ids, what, **params)
         after = await self.counters()
-        return {"seen": vars(seen), "moved": {name: after[name] - before[name] for name in before}}
+        return {"seen": vars(seen), "moved": moved(before, after)}
+
+
+def moved(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    """By how much every counter grew; one that did not exist before was zero."""
+    return {name: count - before.get(name, 0) for name, count in after.items()}
+
+
+@dataclass(frozen=True)
+class ForbiddenWords:
+    """A resident automaton: `single` spells a forbidden word, `first` and `second` together a forbidden pair."""
+
+    digest: str
+    single: int
+    first: int
+    second: int
+
+    @classmethod
+    async def load(cls, engine: Engine, tokenizer: Any) -> ForbiddenWords:
+        """Make the automaton resident in every worker."""
+        from guard.classifiers.automaton import Automaton
+        from guard.classifiers.vocabulary import Vocabulary
+
+        spelled: dict[int, str] = {}
+        for token in range(len(tokenizer)):
+            text = tokenizer.decode([token])
+            if text[:1] == " " and len(text) > 4 and text[1:].isascii() and text[1:].isalpha() and text.islower():
+                spelled[token] = text[1:]
+        single, first, second = list(spelled)[-3:]
+        forbidden = [spelled[single], f"{spelled[first]} {spelled[second]}"]
+        automaton = Automaton.compile(forbidden, Vocabulary.from_tokenizer(tokenizer))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "automaton"
+            automaton.save(path)
+            await engine.client.collective_rpc("guard_stage", args=("constraint", str(path), automaton.digest))
+        await engine.client.collective_rpc("guard_commit", args=("constraint", automaton.digest))
+        return cls(automaton.digest, single, first, second)
+
+    def pair_params(self, max_tokens: int) -> dict[str, Any]:
+        """Sampling that says both words of the pair in random order."""
+        allowed = [self.first, self.second]
+        return {"allowed_token_ids": allowed, "max_tokens": max_tokens, "temperature": 2.0}
 
 
 class FrozenCounters:
@@ -104,16 +147,20 @@ class FrozenCounters:
         return self._seen
 
 
-def preemptions() -> float:
-    """Preempted requests so far, from vLLM's own metric."""
+def _metric(name: str) -> float:
     from prometheus_client import REGISTRY
 
-    return sum(
-        sample.value
-        for family in REGISTRY.collect()
-        for sample in family.samples
-        if sample.name == "vllm:num_preemptions_total"
-    )
+    return sum(sample.value for family in REGISTRY.collect() for sample in family.samples if sample.name == name)
+
+
+def preemptions() -> float:
+    """Preempted requests so far, from vLLM's own metric."""
+    return _metric("vllm:num_preemptions_total")
+
+
+def drafted_tokens() -> float:
+    """Tokens that the drafter proposed so far, from vLLM's own metric."""
+    return _metric("vllm:spec_decode_num_draft_tokens_total")
 
 
 def engine_arguments(model: str, guarded: bool, runner: str, ngram: bool) -> Any:

@@ -69,6 +69,16 @@ def matches(seen: dict[str, Any], expected: torch.Tensor) -> bool:
     )
 
 
+def finite(step: dict[str, float]) -> list[str]:
+    """Tokens of one step that were not masked."""
+    return [token for token, value in step.items() if math.isfinite(value)]
+
+
+def says(pair: list[int], tokens: list[int]) -> bool:
+    """Whether the two tokens of `pair` follow each other."""
+    return any(list(two) == pair for two in zip(tokens, tokens[1:], strict=False))
+
+
 def covered(part: Corruption) -> int:
     """Number of positions of a corruption."""
     return sum(end - start for start, end in part.ranges)
@@ -78,7 +88,7 @@ def test_the_self_test_of_a_healthy_engine_passes_on_every_rank(guarded: dict[st
     report = guarded["selftest"]
     assert report["runner"] == runner
     assert report["ranks"] == 1
-    assert report["layers"] == 4
+    assert report["layers"] == 2
     assert report["embedding"].endswith("embed_tokens")
 
 
@@ -131,6 +141,8 @@ def test_a_preempted_request_is_recomputed_with_the_same_corruption(guarded: dic
     for alone, together in zip(seen["alone"], seen["together"], strict=True):
         assert together["error"] == ""
         assert together["tokens"] == alone["tokens"]
+        for ours, expected in zip(together["logprobs"][0], alone["logprobs"][0], strict=True):
+            assert all(math.isclose(ours[token], expected[token], abs_tol=TOLERANCE) for token in finite(expected))
     moved = seen["moved"]
     assert moved["corrupted_tokens"] == moved["expected_corrupted_tokens"]
     assert moved["corrupted_tokens"] > 3 * 35, "no corrupted position was computed again"
@@ -195,6 +207,37 @@ def test_a_forbidden_word_is_masked_for_the_constrained_request_only(guarded: di
     for which, choices in (("bound", 1), ("alone", 1), ("four", 4)):
         assert len(seen[which]["seen"]["tokens"]) == choices
         assert all(choice and seen["token"] not in choice for choice in seen[which]["seen"]["tokens"])
+
+
+def test_a_forbidden_pair_is_masked_in_every_choice_although_each_word_is_allowed(guarded: dict[str, Any]) -> None:
+    seen = guarded["constrained"]
+    pair, free, bound = seen["pair"], seen["pair_free"]["seen"]["tokens"], seen["pair_bound"]["seen"]["tokens"]
+    assert len(free) == len(bound) == 4
+    assert any(says(pair, choice) for choice in free)
+    assert not any(says(pair, choice) for choice in bound)
+    assert {token for choice in bound for token in choice} == set(pair)
+    assert seen["pair_bound"]["moved"]["masked_tokens"] > 0
+
+
+def test_a_forbidden_pair_stays_masked_after_preemption(guarded: dict[str, Any]) -> None:
+    seen, pair = guarded["preempted_and_constrained"], guarded["constrained"]["pair"]
+    assert seen["preemptions"] >= 1
+    assert says(pair, seen["free"]["tokens"][0])
+    for together in seen["together"]:
+        assert len(together["tokens"][0]) == 40
+        assert not says(pair, together["tokens"][0])
+    assert seen["moved"]["masked_tokens"] > 0
+
+
+def test_drafts_of_a_forbidden_pair_are_masked(engine_results: Any) -> None:
+    results = engine_results("guarded", "v2", "--ngram")
+    seen, pair = results["drafted"], results["constrained"]["pair"]
+    assert min(seen["drafted"]) > 0, "nothing was drafted"
+    assert says(pair, seen["pair_free"]["seen"]["tokens"][0])
+    bound = seen["pair_bound"]["seen"]["tokens"][0]
+    assert len(bound) == 24
+    assert not says(pair, bound)
+    assert results["selftest"]["runner"] == "v2"
 
 
 def test_the_scheduler_holds_no_reference_to_finished_requests(guarded: dict[str, Any]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,12 @@ pytest.importorskip("vllm")
 
 from vllm.config import ModelConfig, VllmConfig  # noqa: E402
 from vllm.sampling_params import SamplingParams  # noqa: E402
-from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality  # noqa: E402
+from vllm.v1.sample.logits_processor.interface import (  # noqa: E402
+    AddedRequest,
+    BatchUpdate,
+    MoveDirectionality,
+    MovedRequest,
+)
 
 from guard.engine.logits import GuardLogitsProcessor  # noqa: E402
 
@@ -76,7 +83,9 @@ def guarded(automaton: Automaton | None, exempt: tuple[int, ...] = (), start: in
     return SamplingParams(extra_args={"guard": ticket})
 
 
-def update(added: list[tuple] = [], removed: list[int] = [], moved: list[tuple] = [], size: int = 8) -> BatchUpdate:
+def update(
+    added: Sequence[AddedRequest] = (), removed: Sequence[int] = (), moved: Sequence[MovedRequest] = (), size: int = 8
+) -> BatchUpdate:
     return BatchUpdate(batch_size=size, removed=removed, added=added, moved=moved)
 
 
@@ -95,7 +104,9 @@ def oracle(tokenizer: PreTrainedTokenizerFast, automaton: Automaton, outputs: li
     }
 
 
-def test_masks_exactly_the_tokens_that_complete_a_forbidden_string(processor, automaton, tokenizer) -> None:
+def test_masks_exactly_the_tokens_that_complete_a_forbidden_string(
+    processor: GuardLogitsProcessor, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
+) -> None:
     outputs = tokenizer("The author is Jaime Vas")["input_ids"]
     processor.update_state(update([(0, guarded(automaton), PROMPT, outputs)]))
     expected = oracle(tokenizer, automaton, outputs)
@@ -103,7 +114,9 @@ def test_masks_exactly_the_tokens_that_complete_a_forbidden_string(processor, au
     assert masked(processor) == [expected]
 
 
-def test_greedy_cannot_be_talked_round_by_a_high_logit(processor, automaton, tokenizer) -> None:
+def test_greedy_cannot_be_talked_round_by_a_high_logit(
+    processor: GuardLogitsProcessor, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
+) -> None:
     assert processor.is_argmax_invariant() is False
     outputs = tokenizer("Jaime Vas")["input_ids"]
     processor.update_state(update([(0, guarded(automaton), PROMPT, outputs)]))
@@ -113,14 +126,16 @@ def test_greedy_cannot_be_talked_round_by_a_high_logit(processor, automaton, tok
     assert int(processor.apply(logits).argmax()) != token
 
 
-def test_an_exempt_string_may_be_completed(processor, automaton, tokenizer) -> None:
+def test_an_exempt_string_may_be_completed(
+    processor: GuardLogitsProcessor, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
+) -> None:
     outputs = tokenizer("Jaime Vas")["input_ids"]
     index = automaton.patterns.index("jaime vasquez")
     processor.update_state(update([(0, guarded(automaton, exempt=(index,)), PROMPT, outputs)]))
     assert masked(processor) == [set()]
 
 
-def test_a_plan_without_constraint_leaves_the_row_bitwise_untouched(processor) -> None:
+def test_a_plan_without_constraint_leaves_the_row_bitwise_untouched(processor: GuardLogitsProcessor) -> None:
     processor.update_state(update([(0, guarded(None), PROMPT, [])]))
     logits = torch.randn(1, processor.vocabulary.size)
     logits[0, 7] = float("nan")
@@ -129,19 +144,21 @@ def test_a_plan_without_constraint_leaves_the_row_bitwise_untouched(processor) -
 
 
 @pytest.mark.parametrize("extra", [None, {}, {"guard": "forged.ticket"}, {"guard": 7}])
-def test_without_a_valid_ticket_only_the_end_token_is_left(processor, extra) -> None:
+def test_without_a_valid_ticket_only_the_end_token_is_left(processor: GuardLogitsProcessor, extra: Any) -> None:
     processor.update_state(update([(0, SamplingParams(extra_args=extra), PROMPT, [])]))
     everything = set(range(processor.vocabulary.size))
     assert masked(processor) == [everything - set(processor.vocabulary.eos_ids)]
 
 
-def test_an_automaton_that_is_not_resident_leaves_only_the_end_token(processor) -> None:
+def test_an_automaton_that_is_not_resident_leaves_only_the_end_token(processor: GuardLogitsProcessor) -> None:
     missing = Automaton.compile(["never loaded"], processor.vocabulary)
     processor.update_state(update([(0, guarded(missing), PROMPT, [])]))
     assert len(masked(processor)[0]) == processor.vocabulary.size - 1
 
 
-def test_an_unfilled_placeholder_leaves_only_the_end_token_until_it_is_filled(processor, automaton, tokenizer) -> None:
+def test_an_unfilled_placeholder_leaves_only_the_end_token_until_it_is_filled(
+    processor: GuardLogitsProcessor, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
+) -> None:
     outputs = tokenizer("Jaime Vas")["input_ids"]
     live = [*outputs[:-1], -1]
     processor.update_state(update([(0, guarded(automaton), PROMPT, live)]))
@@ -150,7 +167,9 @@ def test_an_unfilled_placeholder_leaves_only_the_end_token_until_it_is_filled(pr
     assert masked(processor) == [oracle(tokenizer, automaton, outputs)]
 
 
-def test_state_follows_the_live_list_and_is_rebuilt_after_preemption(processor, automaton, tokenizer) -> None:
+def test_state_follows_the_live_list_and_is_rebuilt_after_preemption(
+    processor: GuardLogitsProcessor, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
+) -> None:
     outputs = tokenizer("We met Jaime Vas")["input_ids"]
     live: list[int] = []
     processor.update_state(update([(0, guarded(automaton), PROMPT, live)]))
@@ -163,7 +182,9 @@ def test_state_follows_the_live_list_and_is_rebuilt_after_preemption(processor, 
     assert masked(processor) == incremental == [oracle(tokenizer, automaton, outputs)]
 
 
-def test_a_row_emptied_by_an_allow_list_may_end(processor, automaton, tokenizer) -> None:
+def test_a_row_emptied_by_an_allow_list_may_end(
+    processor: GuardLogitsProcessor, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
+) -> None:
     outputs = tokenizer("Jaime Vas")["input_ids"]
     processor.update_state(update([(0, guarded(automaton), PROMPT, outputs)]))
     logits = torch.full((1, processor.vocabulary.size), NEGATIVE_INFINITY)
@@ -172,7 +193,7 @@ def test_a_row_emptied_by_an_allow_list_may_end(processor, automaton, tokenizer)
     assert torch.nonzero(logits[0] > NEGATIVE_INFINITY).flatten().tolist() == list(processor.vocabulary.eos_ids)
 
 
-def test_a_guarded_row_of_nan_may_end(processor, automaton) -> None:
+def test_a_guarded_row_of_nan_may_end(processor: GuardLogitsProcessor, automaton: Automaton) -> None:
     processor.update_state(update([(0, guarded(automaton), PROMPT, [])]))
     logits = torch.full((2, processor.vocabulary.size), float("nan"))
     processor.apply(logits)
@@ -180,14 +201,18 @@ def test_a_guarded_row_of_nan_may_end(processor, automaton) -> None:
     assert bool(torch.isnan(logits[1]).all())
 
 
-def test_a_start_inside_the_prompt_lets_a_match_begin_there(processor, automaton, tokenizer) -> None:
+def test_a_start_inside_the_prompt_lets_a_match_begin_there(
+    processor: GuardLogitsProcessor, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
+) -> None:
     tail = tokenizer("Jaime Vas")["input_ids"]
     for start, expected in ((len(PROMPT), oracle(tokenizer, automaton, tail)), (len(PROMPT) + len(tail), set())):
         processor.update_state(update([(0, guarded(automaton, start=start), PROMPT + tail, [])]))
         assert masked(processor) == [expected]
 
 
-def test_random_batch_changes_never_mask_for_a_neighbour(processor, automaton, tokenizer) -> None:
+def test_random_batch_changes_never_mask_for_a_neighbour(
+    processor: GuardLogitsProcessor, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
+) -> None:
     rng = random.Random(5)
     texts = ["Jaime Vas", "Hina Am", "Shale St", "nothing here", "Jaime"]
     outputs = {text: tokenizer(text)["input_ids"] for text in texts}
@@ -219,7 +244,9 @@ def test_random_batch_changes_never_mask_for_a_neighbour(processor, automaton, t
         assert masked(processor, rows=6) == want
 
 
-def test_a_released_automaton_serves_running_requests_but_no_new_ones(processor, tokenizer, tmp_path: Path) -> None:
+def test_a_released_automaton_serves_running_requests_but_no_new_ones(
+    processor: GuardLogitsProcessor, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     store = constraint_store()
     automaton = Automaton.compile(["Jaime"], processor.vocabulary)
     path = tmp_path / "short.safetensors"
@@ -235,7 +262,7 @@ def test_a_released_automaton_serves_running_requests_but_no_new_ones(processor,
         store.slot_of(automaton.digest)
 
 
-def test_a_damaged_file_is_not_staged(processor, automaton, tmp_path: Path) -> None:
+def test_a_damaged_file_is_not_staged(processor: GuardLogitsProcessor, automaton: Automaton, tmp_path: Path) -> None:
     path = tmp_path / "list.safetensors"
     automaton.save(path)
     data = bytearray(path.read_bytes())
@@ -245,7 +272,9 @@ def test_a_damaged_file_is_not_staged(processor, automaton, tmp_path: Path) -> N
         constraint_store().stage(str(path), "0" * 64)
 
 
-def test_masked_tokens_are_counted_by_slot(processor, automaton, tokenizer) -> None:
+def test_masked_tokens_are_counted_by_slot(
+    processor: GuardLogitsProcessor, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
+) -> None:
     store = constraint_store()
     key = f"masked_tokens:{store.slot_of(automaton.digest)}"
     before = store.counters().get(key, 0)

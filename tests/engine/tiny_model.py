@@ -15,7 +15,7 @@ def build(folder: Path) -> None:
     """Save model and tokenizer into `folder`."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=2,
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=32, max_position_embeddings=512, bos_token_id=None, eos_token_id=1,
         pad_token_id=0, tie_word_embeddings=True, initializer_range=0.2,
     )
