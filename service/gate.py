@@ -49,6 +49,7 @@ class GatePipeline:
         self._metrics = metrics
         self._key = key
         self._fitted = fitted
+        self._corrupted = 0
 
     def admit_now(self, context: RequestContext, token_ids: Sequence[int]) -> Admission | None:
         """Admit a tenant without a forget-list at once."""
@@ -99,7 +100,7 @@ class GatePipeline:
         if admission.plan.constraint is not None:
             self._residency.release(admission.plan.constraint.digest)
         if admission.plan.corruption is not None:
-            self._metrics.slots_in_use.labels("corruption").dec()
+            self._count_corrupted(-1)
         self._metrics.requests.labels(str(context.tenant.index), "finished", "output").inc()
 
     def count_output(
@@ -138,7 +139,7 @@ class GatePipeline:
         if decision.plan.constraint is not None:
             self._residency.acquire(decision.plan.constraint.digest)
         if decision.plan.corruption is not None:
-            self._metrics.slots_in_use.labels("corruption").inc()
+            self._count_corrupted(1)
         return admission
 
     async def _verdict(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
@@ -148,6 +149,11 @@ class GatePipeline:
             return await self._detector.detect(tenant, prompt)
         except DetectorError:
             return UNKNOWN
+
+    def _count_corrupted(self, change: int) -> None:
+        # a gauge of the mode `mostrecent` can only be set
+        self._corrupted += change
+        self._metrics.slots_in_use.labels("corruption").set(self._corrupted)
 
     async def _constraint(self, tenant: Tenant) -> TenantConstraint | None:
         return await self._residency.constraint(tenant)
