@@ -1,4 +1,4 @@
-"""A sample of what the demonstration promises, asked of the running server: it forgets, refuses, changes nothing else."""
+"""A sample of what the demonstration promises, asked of the running server: forgotten, refused, else unchanged."""
 
 from __future__ import annotations
 

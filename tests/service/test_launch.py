@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from guard.engine import serve as engine_serve
 from guard.errors import ConfigurationError
 from guard.service.settings import Settings, load_settings
-from tests.conftest import COMMAND, ROOT, guard_environment, random_model
+from tests.conftest import COMMAND, ROOT, guard_environment
 
 
 def serve(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,9 +45,17 @@ def test_a_wrong_setting_names_its_variable(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A folder that looks like a model: enough for everything that is checked before the engine starts."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    return str(folder)
+
+
 @pytest.mark.slow
-def test_a_port_in_use_and_a_refused_flag(tmp_path: Path) -> None:
-    model = str(random_model(tmp_path / "model"))
+def test_a_port_in_use(model: str, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -54,12 +63,29 @@ def test_a_port_in_use_and_a_refused_flag(tmp_path: Path) -> None:
         result = serve(tmp_path / "home", model, "--port", port)
     assert result.returncode == 2
     assert f"port {port}" in last_line(result) and "in use" in last_line(result)
-    result = serve(tmp_path / "home", model, "--enable-prompt-embeds")
-    assert result.returncode == 2
-    assert "--enable-prompt-embeds" in last_line(result)
-    result = serve(tmp_path / "home", model, VLLM_SERVER_DEV_MODE="1")
-    assert result.returncode == 2
-    assert "VLLM_SERVER_DEV_MODE" in last_line(result)
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--enable-prompt-embeds"],
+        ["--middleware", "somewhere.else"],
+        ["--enable-lora"],
+        ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"],
+        ["--enable-prompt-tokens-details"],
+        ["--api-key", "secret"],
+    ],
+)
+def test_a_flag_that_opens_a_way_round_is_refused_by_name(model: str, flags: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match=flags[0]):
+        engine_serve.build_arguments(model, flags, served_name=None, drain_timeout_s=30)
+
+
+def test_an_environment_variable_that_opens_a_door_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    with pytest.raises(ConfigurationError, match="VLLM_SERVER_DEV_MODE"):
+        engine_serve.prepare_environment()
 
 
 def test_an_encoder_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
