@@ -26,7 +26,7 @@ from guard.classifiers.benign import shipped_benign
 from guard.classifiers.detector import Detector
 from guard.classifiers.encoder import Encoder
 from guard.classifiers.spans import PromptDecoder
-from guard.demo.corpus import author_rows, read_rows, training_examples
+from guard.demo.corpus import author_rows, paraphrases, read_rows, training_examples
 from guard.demo.train import train_tokenizer
 from guard.demo.write_tenants import OUT as TENANT_FILE
 from guard.policy import DetectorPolicy, Policy, Target, Tenant, TenantFile, TenantSpec, tenant_of
@@ -59,11 +59,16 @@ def sets() -> dict[str, list[str]]:
     }
 
 
-def acme(policy: DetectorPolicy) -> Tenant:
-    """The demo tenant under another detector policy."""
+def demo_tenant(name: str, policy: DetectorPolicy) -> Tenant:
+    """A demo tenant under another detector policy."""
     file = TenantFile.model_validate(yaml.safe_load(TENANT_FILE.read_text(encoding="utf-8")))
-    spec = next(tenant for tenant in file.tenants if tenant.name == "acme")
+    spec = next(tenant for tenant in file.tenants if tenant.name == name)
     return tenant_of(spec.model_copy(update={"policy": Policy(detector=policy)}), 1)
+
+
+def acme(policy: DetectorPolicy) -> Tenant:
+    """The tenant that forgets authors 190-199."""
+    return demo_tenant("acme", policy)
 
 
 def prompt_maker(tokenizer: PreTrainedTokenizerFast) -> Prompts:
@@ -91,6 +96,26 @@ async def measure_rates(detector: Detector, prompt: Prompts) -> dict[str, dict[s
             if any(verdict.unknown for verdict in verdicts):
                 raise SystemExit(f"unknown verdicts on {name}: {detector.failure(tenant)}")
             rates[part][name] = round(float(np.mean([verdict.flagged for verdict in verdicts])), 4)
+    return rates
+
+
+async def measure_harbor(detector: Detector, prompt: Prompts) -> dict[str, float]:
+    """Share of flagged prompts of the tenant that forgets authors 0-9, all parts together."""
+    tenant = demo_tenant("harbor", DetectorPolicy(timeout_s=60.0))
+    await detector.built(tenant)
+    own = author_rows(0, 9)
+    reworded = paraphrases()
+    questions = {
+        "original": [row["question"] for row in own],
+        "paraphrased": [reworded[row["question"]] for row in own],
+        "retain_20_29": sets()["retain_20_29"],
+    }
+    rates: dict[str, float] = {}
+    for name, texts in questions.items():
+        verdicts = [await detector.detect(tenant, prompt(text)) for text in texts]
+        if any(verdict.unknown for verdict in verdicts):
+            raise SystemExit(f"unknown verdicts on {name}: {detector.failure(tenant)}")
+        rates[name] = round(float(np.mean([verdict.flagged for verdict in verdicts])), 4)
     return rates
 
 
@@ -140,13 +165,14 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         detector = Detector(Encoder(arguments.encoder, cache_dir=cache, threads=arguments.threads))
         record: dict[str, Any] = {"encoder": arguments.encoder, "threads": arguments.threads}
         start = time.perf_counter()
-        await detector.built(acme(PARTS["hybrid"]))
+        await asyncio.gather(*(detector.built(demo_tenant(name, PARTS["hybrid"])) for name in ("acme", "harbor")))
         record["build_s"] = round(time.perf_counter() - start, 2)
         record["flagged"] = rates = await measure_rates(detector, prompt)
         record["bars"] = {
             name: {"bar": f"{sign} {bar}", "met": (rates["hybrid"][name] - bar) * (1 if sign == ">=" else -1) >= 0.0}
             for name, (sign, bar) in BARS.items()
         }
+        record["harbor"] = await measure_harbor(detector, prompt)
         hybrid = acme(PARTS["hybrid"].model_copy(update={"timeout_s": 60.0}))
         short = [fresh_text(prompt, 24, generator) for _ in range(arguments.prompts)]
         long = [fresh_text(prompt, 512, generator) for _ in range(arguments.prompts)]
