@@ -23,7 +23,7 @@ from guard.kernels.mask_walk_triton import (
 
 
 @triton.jit
-def _ban(logits, heads, token, broken, width, mask):
+def _ban(logits, heads, token, broken, width, mask):  # type: ignore[no-untyped-def]
     """Write -inf at `token` where allowed by `mask`; number of logits that were not -inf before."""
     mask = mask & (token < width)
     if broken:
@@ -34,8 +34,8 @@ def _ban(logits, heads, token, broken, width, mask):
     return (mask & (before != float("-inf"))).to(tl.int32)
 
 
-@triton.jit
-def mask_kernel(
+@triton.jit  # type: ignore[untyped-decorator]
+def mask_kernel(  # type: ignore[no-untyped-def]
     logits, logits_stride, width, heads, order, table, requests, row_states, row_mapping, counts,
     PARTS: tl.constexpr, ENTRIES: tl.constexpr, TOKENS: tl.constexpr,
 ):
@@ -84,8 +84,8 @@ def mask_kernel(
         tl.atomic_add(counts + slot.to(tl.int64), tl.sum(banned, axis=0).to(tl.int64))
 
 
-@triton.jit
-def heads_kernel(
+@triton.jit  # type: ignore[untyped-decorator]
+def heads_kernel(  # type: ignore[no-untyped-def]
     logits, logits_stride, width, heads, tails, flags, codes, offsets, fold_value, fold_offsets, fold_codes, table,
     requests, row_states, row_mapping, counts, head_ids, number, BLOCK: tl.constexpr,
 ):
@@ -108,8 +108,8 @@ def heads_kernel(
         tl.atomic_add(counts + slot.to(tl.int64), tl.sum(banned, axis=0).to(tl.int64))
 
 
-@triton.jit
-def rescue_kernel(logits, logits_stride, width, row_states, end_ids, end_count, rescued, BLOCK: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def rescue_kernel(logits, logits_stride, width, row_states, end_ids, end_count, rescued, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Leave only the end tokens in rows that may only end (slot -1), are all -inf or hold a NaN. Grid (rows,)."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(row_states + row * 4 + 3)

@@ -19,14 +19,14 @@ HAS_REST = tl.constexpr(2)
 
 
 @triton.jit
-def array_of(table, slot, index):
+def array_of(table, slot, index):  # type: ignore[no-untyped-def]
     """Address of array `index` of automaton `slot`, for every lane."""
     address = tl.load(table + slot.to(tl.int64) * POINTERS + index)
     return address.to(tl.pointer_type(tl.int32), bitcast=True)
 
 
 @triton.jit
-def _step(table, slot, node, code, active):
+def _step(table, slot, node, code, active):  # type: ignore[no-untyped-def]
     """Node after one character of the mask form, per lane; lanes that are not active keep their node."""
     first, label, fail = array_of(table, slot, 0), array_of(table, slot, 1), array_of(table, slot, 2)
     here = tl.load(label + node.to(tl.int64), mask=active, other=0)
@@ -53,7 +53,7 @@ def _step(table, slot, node, code, active):
 
 
 @triton.jit
-def allowed(request, pattern, active):
+def allowed(request, pattern, active):  # type: ignore[no-untyped-def]
     """Whether `pattern` is one of the request's exempt patterns, per lane."""
     result = pattern < 0
     number = tl.max(tl.load(request + 3, mask=active, other=0), axis=0)
@@ -63,7 +63,7 @@ def allowed(request, pattern, active):
 
 
 @triton.jit
-def _ended(table, request, slot, node, active):
+def _ended(table, request, slot, node, active):  # type: ignore[no-untyped-def]
     """Whether a pattern that is not exempt ends at `node`, per lane."""
     fail, output, pattern = array_of(table, slot, 2), array_of(table, slot, 3), array_of(table, slot, 4)
     end = tl.load(output + node.to(tl.int64), mask=active, other=-1)
@@ -79,8 +79,8 @@ def _ended(table, request, slot, node, active):
     return result
 
 
-@triton.jit
-def _read(table, request, slot, node, done, code, active, CHECK: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def _read(table, request, slot, node, done, code, active, CHECK: tl.constexpr):  # type: ignore[no-untyped-def]
     """One character: the next node, and whether a pattern has ended by now (only with CHECK)."""
     node = _step(table, slot, node, code, active)
     if CHECK:
@@ -88,8 +88,8 @@ def _read(table, request, slot, node, done, code, active, CHECK: tl.constexpr):
     return node, done
 
 
-@triton.jit
-def _character(
+@triton.jit  # type: ignore[untyped-decorator]
+def _character(  # type: ignore[no-untyped-def]
     fold_value, fold_offsets, fold_codes, table, request, slot, node, done, point, active, CHECK: tl.constexpr
 ):
     """Read what code point `point` folds to."""
@@ -109,7 +109,7 @@ def _character(
 
 
 @triton.jit
-def _continue(pending, byte):
+def _continue(pending, byte):  # type: ignore[no-untyped-def]
     """Add a continuation byte to a character: (pending bytes, code point or -1, whether the text is broken there)."""
     count = pending >> 24
     held = pending & 0xFFFFFF
@@ -128,8 +128,8 @@ def _continue(pending, byte):
     return tl.where(wrong | full, 0, grown), tl.where(full, point, -1), wrong
 
 
-@triton.jit
-def read_token(
+@triton.jit  # type: ignore[untyped-decorator]
+def read_token(  # type: ignore[no-untyped-def]
     heads, tails, flags, codes, offsets, fold_value, fold_offsets, fold_codes, table, request, slot,
     node, pending, token, active, CHECK: tl.constexpr,
 ):
@@ -165,7 +165,7 @@ def read_token(
 
 
 @triton.jit
-def _follow(
+def _follow(  # type: ignore[no-untyped-def]
     heads, tails, flags, codes, offsets, fold_value, fold_offsets, fold_codes, table, request, slot,
     node, pending, token, size, in_prompt, active,
 ):
@@ -183,8 +183,8 @@ def _follow(
     return node, pending
 
 
-@triton.jit
-def advance_kernel(
+@triton.jit  # type: ignore[untyped-decorator]
+def advance_kernel(  # type: ignore[no-untyped-def]
     heads, tails, flags, codes, offsets, fold_value, fold_offsets, fold_codes, table, requests, states,
     idx_mapping, all_tokens, tokens_stride, prompt_len, total_len, count, size, BLOCK: tl.constexpr,
 ):
@@ -216,8 +216,8 @@ def advance_kernel(
     tl.store(state + 2, position, mask=active)
 
 
-@triton.jit
-def rows_kernel(
+@triton.jit  # type: ignore[untyped-decorator]
+def rows_kernel(  # type: ignore[no-untyped-def]
     heads, tails, flags, codes, offsets, fold_value, fold_offsets, fold_codes, table, requests, states,
     row_states, row_mapping, local_pos, input_ids, count, size, BLOCK: tl.constexpr,
 ):

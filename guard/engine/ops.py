@@ -63,7 +63,7 @@ def register() -> None:
         return
     if hasattr(torch.ops.guard, "corrupt"):
         raise EngineMismatchError("torch op guard::corrupt is already registered by another package")
-    library: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+    library: Any = torch.library.Library(NAMESPACE, "FRAGMENT")
     library.define(SCHEMA)
     library.impl("corrupt", _corrupt, "CPU")
     library.impl("corrupt", _corrupt, "CUDA")

@@ -47,7 +47,7 @@ def build_arguments(model: str, extra: Sequence[str], *, served_name: str | None
 
     from guard.engine import compat
 
-    parser: Any = FlexibleArgumentParser(  # type: ignore[no-untyped-call]
+    parser: Any = FlexibleArgumentParser(
         prog="guard serve", description="Serve a model behind the guard."
     )
     args: Namespace = make_arg_parser(parser).parse_args([model, *extra])

@@ -77,7 +77,8 @@ class Engine:
 
     async def counters(self) -> dict[str, int]:
         """Counters of the first rank."""
-        return (await self.client.collective_rpc("guard_counters"))[0]
+        ranks: list[dict[str, int]] = await self.client.collective_rpc("guard_counters")
+        return ranks[0]
 
     async def counted(self, ids: list[int], what: Plan | None = None, **params: Any) -> dict[str, Any]:
         """One request and how it moved the counters."""

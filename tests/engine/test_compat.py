@@ -20,7 +20,8 @@ def defaults() -> dict[str, Any]:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    return vars(make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", "any"]))
+    found: dict[str, Any] = vars(make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", "any"]))
+    return found
 
 
 def test_the_default_arguments_are_accepted(defaults: dict[str, Any]) -> None:
@@ -90,7 +91,7 @@ def test_the_digest_depends_on_the_ranks() -> None:
 
 @pytest.mark.parametrize("version", ["0.26.0", "0.34.0", "1.0.0", "garbage"])
 def test_another_vllm_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat.vllm, "__version__", version)
+    monkeypatch.setattr("guard.engine.compat.vllm.__version__", version)
     with pytest.raises(EngineMismatchError, match="not supported"):
         compat.check_version()
 

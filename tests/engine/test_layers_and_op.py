@@ -41,7 +41,7 @@ class Model(nn.Module):
         self.vision_tower = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(2, 2) for _ in range(5))})
 
     def forward(self, ids: Tensor) -> Tensor:
-        hidden = self.embed_tokens(ids)
+        hidden: torch.Tensor = self.embed_tokens(ids)
         for layer in self.layers:
             hidden = layer(hidden)
         return hidden

@@ -96,11 +96,11 @@ def masked(processor: GuardLogitsProcessor, rows: int = 1) -> list[set[int]]:
 
 
 def oracle(tokenizer: PreTrainedTokenizerFast, automaton: Automaton, outputs: list[int]) -> set[int]:
-    before = automaton.occurrences(tokenizer.decode(outputs, skip_special_tokens=True))
+    before = automaton.occurrences(str(tokenizer.decode(outputs, skip_special_tokens=True)))
     return {
         token
         for token in range(len(tokenizer))
-        if automaton.occurrences(tokenizer.decode([*outputs, token], skip_special_tokens=True)) - before
+        if automaton.occurrences(str(tokenizer.decode([*outputs, token], skip_special_tokens=True))) - before
     }
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from guard.demo.train import VOCABULARY, train_tokenizer, training_examples
+from guard.demo.corpus import training_examples
+from guard.demo.train import VOCABULARY, train_tokenizer
 
 
 def build(folder: Path) -> None:

@@ -93,8 +93,10 @@ class Case:
         wide = torch.full((len(mapping) + 2, width + 5), float("nan"))
         logits = wide[1:-1, 2:-3]
         logits.zero_()
-        as_ints = [torch.tensor(values, dtype=torch.int32) for values in (requests, mapping, local, inputs)]
-        self.bank.apply(logits, *as_ints, self.history, self.prompt, self.total)
+        slots, rows, places, tokens = (
+            torch.tensor(values, dtype=torch.int32) for values in (requests, mapping, local, inputs)
+        )
+        self.bank.apply(logits, slots, rows, places, tokens, self.history, self.prompt, self.total)
         masked = 0
         for row, index in enumerate(mapping):
             first = row - local[row]

@@ -7,6 +7,8 @@ kernels run in Triton's interpreter.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -52,7 +54,9 @@ def _accept_integer_masks() -> None:
     for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
         stock = getattr(interpreter.InterpreterBuilder, name)
 
-        def wrapped(self: object, *arguments: object, _stock: object = stock, _place: int = place) -> object:
+        def wrapped(
+            self: object, *arguments: Any, _stock: Callable[..., object] = stock, _place: int = place
+        ) -> object:
             mask = arguments[_place]
             if mask is not None and mask.data.dtype != bool:
                 mask.data = mask.data.astype(bool)
