@@ -2,6 +2,11 @@
 
 Strings are matched on text, so the same string spelled by other tokens is caught as well. The state of a request is
 (node, pending): a node of the trie and the bytes of a character that is not finished yet, packed in an int.
+
+A known gap: some decoders (SentencePiece with byte fallback) turn a whole run of byte tokens into U+FFFD when any part
+of it is ill-formed, valid characters included. Read token by token, the edge of a word can then differ from that of the
+final text, and a string right after such a run can be missed here. The check of the decoded text in `guard.stream`
+finds it.
 """
 
 from __future__ import annotations
