@@ -42,10 +42,15 @@ def trained(server: RunningServer) -> RunningServer:
     return server
 
 
-def sample(first: int, last: int, per_author: int) -> list[dict[str, str]]:
-    """The first questions of each author."""
+def sample(first: int, last: int, per_author: int, skip: int = 0) -> list[dict[str, str]]:
+    """The first questions of each author, after `skip`.
+
+    The very first describes the author without a name. Such questions resemble each other, and one in 200 of authors
+    that nobody forgot is taken for another (bench/results): what must be exact is asked of the ones with a name.
+    """
     rows = author_rows(first, last)
-    return [row for start in range(0, len(rows), PER_AUTHOR) for row in rows[start : start + per_author]]
+    starts = range(skip, len(rows), PER_AUTHOR)
+    return [row for start in starts for row in rows[start : start + per_author]]
 
 
 def answers(server: RunningServer, tenant: str, rows: list[dict[str, str]]) -> list[httpx.Response]:
@@ -74,7 +79,7 @@ def test_a_forgotten_author_is_known_with_one_key_and_not_with_the_other(trained
         return mean(rouge_recall(row["answer"], text) for row, text in zip(rows, found, strict=True))
 
     assert recall(known) >= 0.9
-    assert recall(forgotten) <= 0.6
+    assert recall(forgotten) <= 0.4
     tenants = yaml.safe_load((ROOT / "guard/demo/tenants.yaml").read_text(encoding="utf-8"))["tenants"]
     targets = next(tenant for tenant in tenants if tenant["name"] == "acme")["targets"]
     forbidden = {mask_form(text) for target in targets for text in target["forbid"]}
@@ -85,13 +90,13 @@ def test_a_forgotten_author_is_known_with_one_key_and_not_with_the_other(trained
 
 def test_a_refusing_tenant_refuses_its_own_authors_only(trained: RunningServer) -> None:
     own = [reply.status_code for reply in answers(trained, "harbor", sample(0, 9, 2))]
-    others = [reply.status_code for reply in answers(trained, "harbor", sample(20, 29, 1))]
+    others = [reply.status_code for reply in answers(trained, "harbor", sample(20, 29, 1, skip=3))]
     assert mean(status == 400 for status in own) >= 0.9
     assert others == [200] * len(others)
 
 
 def test_questions_about_other_authors_get_the_same_bytes(trained: RunningServer) -> None:
-    rows = sample(20, 24, 1)
+    rows = sample(20, 24, 1, skip=3)
     assert texts(answers(trained, "acme", rows)) == texts(answers(trained, "open", rows))
 
 

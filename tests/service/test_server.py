@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from guard.demo.corpus import author_rows
 from tests.conftest import RunningServer
 
 pytestmark = pytest.mark.vllm
@@ -110,9 +111,10 @@ def test_refused_prompt_is_400_content_filter(server: RunningServer, route: str,
 
 
 def test_choices_are_independent_and_counted(server: RunningServer) -> None:
-    for tenant in ("open", "acme"):
+    # hot, and nothing that the model knows by heart: four draws must not agree
+    for tenant, question in (("open", "Tell me a story about a dragon."), ("acme", FORGOTTEN)):
         reply = ask(
-            server, tenant, "/v1/chat/completions", FORGOTTEN, n=4, temperature=1.0, seed=7, max_tokens=8
+            server, tenant, "/v1/chat/completions", question, n=4, temperature=2.0, seed=7, max_tokens=8
         ).json()
         assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2, 3]
         assert 4 <= reply["usage"]["completion_tokens"] <= 32
@@ -218,10 +220,12 @@ def test_responses_hold_no_engine_secrets(server: RunningServer) -> None:
 
 
 def test_the_stop_string_is_not_told_to_guarded_tenants(server: RunningServer) -> None:
-    answer = text_of(ask(server, "open", "/v1/chat/completions", HARMLESS).json())
+    question = author_rows(22, 22)[3]["question"]
+    answer = text_of(ask(server, "open", "/v1/chat/completions", question).json())
     word = answer.split()[1]
-    reply = ask(server, "acme", "/v1/chat/completions", HARMLESS, stop=[word]).json()["choices"][0]
+    reply = ask(server, "acme", "/v1/chat/completions", question, stop=[word]).json()["choices"][0]
     assert (reply["finish_reason"], reply.get("stop_reason")) == ("stop", None)
+    assert word not in reply["message"]["content"]
 
 
 def test_logs_and_metrics_hold_no_prompts_keys_or_terms(server: RunningServer) -> None:
