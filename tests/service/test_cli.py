@@ -156,7 +156,12 @@ def test_check_shows_which_target_a_prompt_touches(
 
 def test_serve_passes_unknown_flags_through_in_order(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     seen: list[object] = []
-    monkeypatch.setattr("guard.service.launch.serve", lambda model, extra: seen.extend((model, extra)) or 0)
+
+    def serve(model: str, extra: list[str]) -> int:
+        seen.extend((model, extra))
+        return 0
+
+    monkeypatch.setattr("guard.service.launch.serve", serve)
     flags = ["--port", "9000", "-tp", "2", "--max-model-len=512", "-O3", "--override", '{"a": 1}', "--version", "x y"]
     result = run("serve", "demo", *flags, "--home", home, "--help")
     assert result.exit_code == 0

@@ -15,7 +15,7 @@ from guard.classifiers.spans import PromptDecoder
 from guard.demo.corpus import training_examples
 from guard.demo.train import train_tokenizer
 from guard.engine.admission import RequestContext
-from guard.errors import RequestRefused, ResidencyError
+from guard.errors import RequestRefused, ResidencyError, TicketError
 from guard.metrics import Metrics
 from guard.policy import DetectorPolicy, OutputPolicy, Policy, Target, Tenant, TenantSpec, tenant_of
 from guard.service.gate import GatePipeline, salt_plan
@@ -88,7 +88,7 @@ async def test_flagged_prompt_gets_a_signed_plan_for_exactly_its_tokens(pipeline
     assert admission.plan.constraint.start == len(ids)
     assert admission.check.patterns == ("granite glossary",)
     assert one.value("guard_requests_total", tenant="2", action="forget", phase="input") == 1
-    with pytest.raises(ticket.TicketError):
+    with pytest.raises(TicketError):
         ticket.verify(admission.ticket, KEY, token_ids=[*ids, 5], now_s=time.time())
 
 

@@ -91,7 +91,7 @@ def test_an_environment_variable_that_opens_a_door_is_named(monkeypatch: pytest.
 def test_an_encoder_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from guard.classifiers import encoder
 
-    monkeypatch.setattr(encoder.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="encoder"):
         encoder.find_encoder("auto")
 

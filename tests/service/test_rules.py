@@ -74,7 +74,7 @@ NEVER = {
     "skip_special_tokens": False,
 }
 # fields that only keys without a forget-list may send
-OPEN_ONLY = {
+OPEN_ONLY: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
         "logprobs": True,
         "top_logprobs": 5,
@@ -204,7 +204,8 @@ def test_special_tokens_typed_as_text_are_broken_up(text: str) -> None:
 
 def test_responses_are_never_stored() -> None:
     assert ruled("/v1/responses")["store"] is False
-    for name, value in {"store": True, "background": True, "truncation": "auto", "tools": [{"type": "mcp"}]}.items():
+    refused: dict[str, Any] = {"store": True, "background": True, "truncation": "auto", "tools": [{"type": "mcp"}]}
+    for name, value in refused.items():
         with pytest.raises(RequestRefused):
             ruled("/v1/responses", **{name: value})
 
