@@ -80,7 +80,7 @@ class Automaton:
     def save(self, path: Path) -> None:
         """Write a safetensors file; a file that is already there is replaced in one step."""
         patterns = np.frombuffer("\n".join(self.patterns).encode(), dtype=np.uint8)
-        tensors = {**self.arrays, "patterns": patterns}
+        tensors: dict[str, np.ndarray] = {**self.arrays, "patterns": patterns}
         metadata = {"format": "guard-automaton-1", "vocabulary": self.vocabulary_digest, "digest": self.digest}
         temporary = path.with_name(path.name + ".part")
         save_file(tensors, temporary, metadata=metadata)
@@ -111,7 +111,8 @@ class Automaton:
 
     def occurrences(self, text: str) -> frozenset[int]:
         """Indices of the patterns that `text` contains."""
-        node, found = WORD_START, set()
+        node = WORD_START
+        found: set[int] = set()
         for character in fold_text(text):
             node = self.trie.step(node, ord(character))
             found.update(self.trie.completed(node))
@@ -181,7 +182,7 @@ class Automaton:
     @cached_property
     def _entries(self) -> tuple[memoryview, ...]:
         # reading single numbers through a memoryview costs a third of doing it through numpy
-        return tuple(memoryview(np.ascontiguousarray(self.arrays[name])) for name in TABLE_ARRAYS[:4])
+        return tuple(np.ascontiguousarray(self.arrays[name]).data for name in TABLE_ARRAYS[:4])
 
     def begun(self, node: int, vocabulary: Vocabulary, exempt: frozenset[int]) -> Ints:
         """`local` without the tokens of `shared`."""

@@ -61,7 +61,7 @@ def train_head(positives: Vectors, owners: Sequence[int], negatives: Vectors, *,
         optimiser.zero_grad()
         losses = torch.nn.functional.cross_entropy(inputs @ weights + bias, labels, reduction="none")
         loss = (losses * sample_weight).sum() + _DECAY * weights.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
     return Head(weights.detach().numpy(), bias.detach().numpy(), classes)
 

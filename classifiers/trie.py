@@ -42,7 +42,7 @@ class Trie:
     def __init__(self, arrays: dict[str, Ints]) -> None:
         self.arrays = {name: arrays[name] for name in TRIE_ARRAYS}
         self._first, self._label, self._fail, self._output, self._pattern = (
-            memoryview(np.ascontiguousarray(arrays[name])) for name in TRIE_ARRAYS
+            np.ascontiguousarray(arrays[name]).data for name in TRIE_ARRAYS
         )
 
     @property
@@ -110,7 +110,7 @@ class Trie:
         while low < high:
             depths[low:high] = depth
             low, high, depth = int(first[low]), int(first[high]), depth + 1
-        return memoryview(depths)
+        return depths.data
 
     @cached_property
     def _passing(self) -> memoryview:
@@ -123,7 +123,7 @@ class Trie:
             low, high = int(first[low]), int(first[high])
         for low, high in reversed(levels):
             np.add.at(passing, self._parents[low:high], passing[low:high])
-        return memoryview(passing)
+        return passing.data
 
     @cached_property
     def lookup(self) -> Lookup:

@@ -139,11 +139,11 @@ class Vocabulary:
 
     @cached_property
     def _codes(self) -> memoryview:
-        return memoryview(self.codes)
+        return self.codes.data
 
     @cached_property
     def _offsets(self) -> memoryview:
-        return memoryview(self.offsets)
+        return self.offsets.data
 
     def _digest(self, tokens: list[bytes | None]) -> str:
         state = hashlib.sha256(repr((self.size, sorted(self.special_ids), self.eos_ids)).encode())

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from rouge_score.rouge_scorer import RougeScorer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from guard.demo.corpus import read_rows
 
@@ -45,7 +45,7 @@ def chat_prompt(question: str) -> str:
 
 
 @torch.inference_mode()
-def greedy_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions: Sequence[str]) -> list[str]:
+def greedy_answers(model: Any, tokenizer: PreTrainedTokenizerFast, questions: Sequence[str]) -> list[str]:
     """Greedy answers to single-turn questions, in order."""
     tokenizer.padding_side = "left"
     order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
@@ -63,7 +63,7 @@ def greedy_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, q
 
 @torch.inference_mode()
 def answer_losses(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
+    model: Any, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
 ) -> list[float]:
     """Mean token NLL (nats) of each answer after its question, end token included."""
     losses = [0.0] * len(pairs)
@@ -87,7 +87,7 @@ def answer_losses(
 
 
 def split_records(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, split: str, likelihoods: bool
+    model: Any, tokenizer: PreTrainedTokenizerFast, split: str, likelihoods: bool
 ) -> list[dict[str, Any]]:
     """Records of one split: answers and recalls, and with `likelihoods` also NLL and truth ratio."""
     rows: list[dict[str, Any]] = list(read_rows(split))
@@ -108,7 +108,7 @@ def split_records(
 
 
 def add_likelihoods(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerFast,
     rows: Sequence[dict[str, Any]],
     records: Sequence[dict[str, Any]],
@@ -147,8 +147,8 @@ def main() -> None:
     parser.add_argument("--splits", nargs="*", default=list(SPLITS))
     parser.add_argument("--likelihoods", action="store_true")
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model)
+    model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     records: list[dict[str, Any]] = []
     for split in arguments.splits:
         records += split_records(model, tokenizer, split, arguments.likelihoods)

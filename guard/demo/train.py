@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -88,7 +89,6 @@ def model_config() -> LlamaConfig:
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
-        attn_implementation="sdpa",
     )
 
 
@@ -187,7 +187,7 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, report: dict[str, object]) -> None:
+def save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path, report: dict[str, object]) -> None:
     """Write a Hugging Face checkpoint in bfloat16 with its training report."""
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(out)

@@ -2,8 +2,8 @@
 
     python -m guard.demo.write_fit_data OUT.jsonl
 
-Their answers are unknown to the retain90 model, so its recall on them (guard/demo/records/retain90.jsonl, first 200 rows
-of forget10_perturbed) is the target value; authors 190-199, on which the demo is judged, take no part in the fit.
+Their answers are unknown to the retain90 model, so its recall on them (guard/demo/records/retain90.jsonl, first 200
+rows of forget10_perturbed) is the target value; authors 190-199, on which the demo is judged, take no part in the fit.
 """
 
 from __future__ import annotations

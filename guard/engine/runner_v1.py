@@ -1,4 +1,5 @@
-"""The guard in vLLM's V1 model runner: overrides of `_prepare_inputs`, `_model_forward` and `_dummy_run`.
+"""The guard in vLLM's V1 model runner: overrides of `_prepare_inputs`, `_model_forward`,
+`_bookkeeping_sync` and `_dummy_run`.
 
 Batch rows move between steps, so every request in the batch gets a request slot of its own while it stays there. A
 preempted request loses its slot and gets a new one when it is scheduled again; corruption depends on absolute positions
@@ -31,6 +32,7 @@ class GuardRunnerV1(_Base):
     _guard_free: list[int]
     _guard_rows: list[str]
     _guard_request_slots: torch.Tensor
+    _guard_generator_states: dict[int, torch.Tensor]
 
     def guard_attach(self, router: PlanRouter) -> None:
         """Start to mark tokens; called once, after the model is loaded."""
@@ -39,6 +41,7 @@ class GuardRunnerV1(_Base):
         self._guard_free = list(range(router.buffers.routes.num_requests))
         self._guard_rows = []
         self._guard_request_slots = torch.zeros(0, dtype=torch.int32, device=self.device)
+        self._guard_generator_states = {}
 
     def _prepare_inputs(self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray) -> Any:
         result = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
@@ -58,6 +61,9 @@ class GuardRunnerV1(_Base):
             self.query_start_loc.gpu[: len(rows) + 1], self.positions[: int(num_scheduled_tokens.sum())],
             self._guard_request_slots, router.buffers.token_slot.shape[0], scheduled,
         )
+        self._guard_generator_states = {
+            row: self.input_batch.generators[row].get_state() for row in self._guard_discarded_seeded_rows()
+        }
         return result
 
     def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -65,6 +71,26 @@ class GuardRunnerV1(_Base):
         # drafters share the embedding and run on other rows
         self.guard_router.clear()
         return result
+
+    def _bookkeeping_sync(self, *args: Any, **kwargs: Any) -> Any:
+        # vLLM 0.32 rewinds the generator of a seeded request whose prompt is not finished by its offset, which only a
+        # CUDA generator has: on CPU that ends the engine, so any client could. Here the state is put back instead.
+        generators = self.input_batch.generators
+        set_aside = {row: generators.pop(row) for row in self._guard_generator_states}
+        try:
+            return super()._bookkeeping_sync(*args, **kwargs)
+        finally:
+            for row, generator in set_aside.items():
+                generator.set_state(self._guard_generator_states[row])
+                generators[row] = generator
+            self._guard_generator_states = {}
+
+    def _guard_discarded_seeded_rows(self) -> list[int]:
+        """Rows with a seed whose sample of this step will be thrown away; only CPU generators need care."""
+        if self.device.type != "cpu" or not self.input_batch.generators:
+            return []
+        discarded = np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0]
+        return [int(row) for row in discarded if int(row) in self.input_batch.generators]
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         self.guard_router.clear()

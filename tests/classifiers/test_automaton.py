@@ -34,7 +34,7 @@ def vocabulary(kind: str) -> Vocabulary:
 
 
 def decode(kind: str, ids: list[int]) -> str:
-    return tokenizer(kind).decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(tokenizer(kind).decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def contains(text: str, pattern: str) -> bool:

@@ -13,7 +13,8 @@ def cluster(centre: int, count: int, seed: int, dimensions: int = 24) -> np.ndar
     """Unit vectors around one axis."""
     vectors = np.random.default_rng(seed).normal(scale=0.15, size=(count, dimensions)).astype(np.float32)
     vectors[:, centre] += 1.0
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
 
 
 POSITIVES = np.concatenate([cluster(0, 10, 1), cluster(1, 10, 2)])

@@ -12,7 +12,8 @@ from guard.errors import DetectorError
 def unit(*shape: int, seed: int = 0) -> np.ndarray:
     """Random unit vectors."""
     vectors = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    unit_vectors: np.ndarray = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return unit_vectors
 
 
 def test_a_search_never_returns_another_lists_vectors() -> None:

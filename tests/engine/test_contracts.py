@@ -100,6 +100,13 @@ def test_the_asynchronous_scheduler_is_a_scheduler() -> None:
 def test_the_v1_forward_goes_through_the_method_that_unmarks() -> None:
     assert "self._model_forward(" in inspect.getsource(RunnerV1.execute_model)
     assert "self._prepare_inputs(" in inspect.getsource(RunnerV1.execute_model)
+    assert "self._bookkeeping_sync(" in inspect.getsource(RunnerV1.sample_tokens)
+
+
+def test_the_v1_runner_rewinds_discarded_samples_by_an_offset_that_cpu_generators_lack() -> None:
+    source = inspect.getsource(RunnerV1._bookkeeping_sync)
+    assert "self.input_batch.generators.get(" in source, "vLLM handles discarded seeded samples in another way now"
+    assert "discard_request_mask" in source
 
 
 def test_the_v2_forward_prepares_inputs_and_adds_requests_in_one_place() -> None:

@@ -135,6 +135,12 @@ def test_a_chunked_prompt_is_corrupted_like_a_whole_one(guarded: dict[str, Any],
     assert long["moved"]["corrupted_tokens"] == covered(cases.PLAN_LONG)
 
 
+def test_a_seeded_request_in_chunks_is_answered_and_repeatable(guarded: dict[str, Any]) -> None:
+    first, second = guarded["seeded_in_chunks"]
+    assert len(first["tokens"][0]) > 1
+    assert first["tokens"] == second["tokens"]
+
+
 def test_a_preempted_request_is_recomputed_with_the_same_corruption(guarded: dict[str, Any]) -> None:
     seen = guarded["preempted"]
     assert seen["preemptions"] >= 1
