@@ -1,7 +1,8 @@
 """The ticket: a plan signed for one prompt, carried to the engine in `SamplingParams.extra_args["guard"]`.
 
 Form: base64url(JSON body) "." hex HMAC-SHA256(key, base64url body). The body holds the plan, the cache salt, the
-SHA-256 of the prompt token ids and the expiry. Only the guard's processes know the key (`GUARD_TICKET_KEY`, made at start).
+SHA-256 of the prompt token ids and the expiry. Only the guard's processes know the key (`GUARD_TICKET_KEY`, made at
+start).
 """
 
 from __future__ import annotations
