@@ -124,6 +124,11 @@ class GuardMiddleware:
             self._directory.count_refused(error.code)
             await send_json(send, refusal_response(error), (("x-request-id", request_id),))
             return
+        except Exception as error:  # whatever a body does to the rules, it ends in the catalogue and not in the engine
+            log.error("request_not_read", request_id=request_id, error=type(error).__name__)
+            self._directory.count_refused("internal_error")
+            await send_json(send, error_response(500), (("x-request-id", request_id),))
+            return
         context = RequestContext(request_id, tenant, ruled.prompts, ruled.prompt_field)
         await self._generate(context, fresh_scope(scope, request_id), json_body.serialise(ruled.body), receive, send)
 

@@ -94,11 +94,12 @@ def content(value: Any, name: str, part_type: str) -> Any:
     parts = []
     for position, part in enumerate(value):
         place = f"{name}[{position}]"
-        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str) or kind not in TEXT_PARTS:
             raise refused("Only text parts are supported.", f"{place}.type")
         if set(part) - {"type", "text", "annotations", "logprobs"}:
             raise refused("Unknown or unsupported field.", place, "unknown_field")
-        parts.append({"type": part_type or part["type"], "text": text(part.get("text"), f"{place}.text")})
+        parts.append({"type": part_type or kind, "text": text(part.get("text"), f"{place}.text")})
     return parts
 
 

@@ -1,11 +1,13 @@
 """Holds a response back until the gate has decided, and rewrites errors of the engine.
 
 vLLM starts a streamed response before the first token; a refusal would come too late for an HTTP status. So messages
-wait until all generations of the request are admitted. Error responses are replaced by the catalogue's.
+wait until all generations of the request are admitted. Error responses, and error events of a
+stream that has begun, are replaced by the catalogue's.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -15,6 +17,7 @@ from guard.service.errors import ErrorResponse, engine_error, error_response, re
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 KEPT_HEADERS = frozenset({b"content-type", b"content-length", b"cache-control", b"retry-after", b"x-accel-buffering"})
 MAX_ERROR_BYTES = 1 << 16
+EVENT = b"data: "
 
 
 class HeldResponse:
@@ -38,7 +41,7 @@ class HeldResponse:
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
         if self._started:
             self._ended = last
-            await self._send(message)
+            await self._send(without_engine_text(message))
             return
         self._waiting.append(message)
         if self._status < 400 and self._context.decided.is_set() and self._context.refusal is None:
@@ -73,7 +76,7 @@ class HeldResponse:
                 kept = [(name, value) for name, value in message["headers"] if name.lower() in KEPT_HEADERS]
                 own = [(name.encode(), value.encode()) for name, value in self._headers()]
                 message = {**message, "headers": kept + own}
-            await self._send(message)
+            await self._send(without_engine_text(message))
         self._waiting.clear()
 
     def _headers(self) -> tuple[tuple[str, str], ...]:
@@ -85,6 +88,19 @@ class HeldResponse:
             ("x-guard-action", action),
             ("x-guard-policy-version", tenant.policy_version),
         )
+
+
+def without_engine_text(message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """`message`, unless it is an error event of the engine (no answer begins like one): then the catalogue's."""
+    body: bytes = message.get("body", b"")
+    if not body.startswith(EVENT + b'{"error"'):
+        return message
+    event = body[len(EVENT) :].split(b"\n", 1)[0]
+    try:
+        status = int(json.loads(event)["error"]["code"])
+    except (ValueError, TypeError, KeyError):
+        status = 500
+    return {**message, "body": EVENT + engine_error(status if status >= 400 else 500, event).body + b"\n\n"}
 
 
 async def send_json(send: Send, response: ErrorResponse, headers: Iterable[tuple[str, str]]) -> None:

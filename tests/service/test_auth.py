@@ -113,6 +113,10 @@ PATHS = [
     "/tokenize",
     "/detokenize",
     "/v1/chat/completions/render",
+    "/v1/chat/completions/derender",
+    "/v1/completions/render",
+    "/v1/completions/derender",
+    "/v1/responses/render",
     "/inference/v1/generate",
     "/inference/v1/abort_requests",
     "/abort_requests",
@@ -208,6 +212,16 @@ async def test_keys_count_only_in_the_header(client: httpx.AsyncClient) -> None:
         CHAT_PATH + "?api_key=key-open", json=CHAT, headers={"cookie": "authorization=Bearer key-open"}
     )
     assert reply.status_code == 401
+
+
+async def test_an_adapter_header_opens_no_route(client: httpx.AsyncClient, engine: Engine) -> None:
+    header = {"x-amzn-sagemaker-adapter-identifier": "other"}
+    for headers in (header, {**bearer("key-open"), **header}):
+        assert (await client.post("/invocations", json=CHAT, headers=headers)).status_code == 404
+    assert not engine.scopes
+    await client.post(CHAT_PATH, json=CHAT, headers={**bearer("key-open"), **header})
+    assert engine.bodies[0]["model"] == "demo"
+    assert not any(b"sagemaker" in name for name, _ in engine.scopes[0]["headers"])
 
 
 async def test_the_tenant_comes_from_the_key_alone(client: httpx.AsyncClient, engine: Engine) -> None:
@@ -307,6 +321,37 @@ async def test_an_exception_of_the_engine_is_a_500_without_its_text(client: http
     reply = await client.post(CHAT_PATH, json=CHAT, headers=bearer("key-open"))
     assert reply.status_code == 500
     assert "prompt text" not in reply.text
+
+
+async def test_a_fault_of_the_rules_is_a_500_of_the_catalogue(
+    client: httpx.AsyncClient, engine: Engine, directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise TypeError("prompt text in an exception")
+
+    monkeypatch.setattr("guard.service.auth.apply_rules", broken)
+    reply = await client.post(CHAT_PATH, json=CHAT, headers=bearer("key-acme"))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
+    assert "prompt text" not in reply.text
+    assert directory.reasons == ["internal_error"] and not engine.scopes
+
+
+@pytest.mark.parametrize("code", [400, 500, "x", None])
+async def test_an_error_event_of_a_begun_stream_is_the_catalogues(
+    client: httpx.AsyncClient, engine: Engine, code: Any
+) -> None:
+    error = {"error": {"message": "token ALPHA-7 at /srv/model", "type": "x", "param": None, "code": code}}
+    engine.answer = b"data: " + json.dumps(error).encode() + b"\n\n"
+    reply = await client.post(CHAT_PATH, json={**CHAT, "stream": True}, headers=bearer("key-acme"))
+    event = json.loads(reply.text.removeprefix("data: "))
+    assert event["error"]["message"] and "ALPHA" not in reply.text and "/srv" not in reply.text
+    assert reply.text.endswith("\n\n")
+
+
+async def test_answers_that_speak_of_errors_are_left_alone(client: httpx.AsyncClient, engine: Engine) -> None:
+    engine.answer = b'data: {"id":"1","choices":[{"delta":{"content":"data: {\\"error\\""}}]}\n\n'
+    reply = await client.post(CHAT_PATH, json={**CHAT, "stream": True}, headers=bearer("key-acme"))
+    assert reply.content == engine.answer
 
 
 async def test_flagged_and_unflagged_answers_carry_the_same_headers(client: httpx.AsyncClient, engine: Engine) -> None:
