@@ -9,6 +9,7 @@ nothing here (`user`, `metadata`, ...) are dropped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,8 +24,10 @@ ROUTES: tuple[Route, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/res
 GUARDED_ROLES = ROLES - {"tool"}
 MAX_CHOICES = 8
 MAX_TOKENS = 1 << 20
-MAX_SEED = (1 << 63) - 1
-
+# every choice and every roll-back adds to the seed, and an engine dies of one that does not fit into 64 bits
+MAX_SEED = 1 << 62
+ZERO_WIDTH_SPACE = "\u200b"
+_BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +119,36 @@ def _without_special(value: Any, special_texts: Sequence[str]) -> Any:
     if isinstance(value, str):
         for text in special_texts:
             if text and text in value:
-                value = value.replace(text, text[0] + "\u200b" + text[1:])
+                value = value.replace(text, text[0] + ZERO_WIDTH_SPACE + text[1:])
         return value
     if isinstance(value, list):
-        return [_without_special(item, special_texts) for item in value]
+        return _apart([_without_special(item, special_texts) for item in value], special_texts)
     if isinstance(value, dict):
         return {
             name: _without_special(item, special_texts) if name in ("content", "text") else item
             for name, item in value.items()
         }
     return value
+
+
+def _apart(items: list[Any], special_texts: Sequence[str]) -> list[Any]:
+    """Keep text parts of one message apart where they would join to a special token: some templates concatenate."""
+    texts = [item["text"] for item in items if isinstance(item, dict) and "text" in item]
+    joined = "".join(texts)
+    if len(texts) != len(items) or not any(text and text in joined for text in special_texts):
+        return items
+    return [items[0], *({**item, "text": ZERO_WIDTH_SPACE + item["text"]} for item in items[1:])]
+
+
+def special_texts(tokenizer: Any) -> tuple[str, ...]:
+    """What a tokenizer reads as one control token: its special tokens and added tokens in brackets, longest first.
+
+    `all_special_tokens` alone is not enough: it leaves out added tokens without a role, such as `<|start_header_id|>`.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    found = {str(text) for text in tokenizer.all_special_tokens}
+    found |= {token.content for token in added if token.special or _BRACKETED.fullmatch(token.content.strip())}
+    return tuple(sorted(found, key=lambda text: (-len(text), text)))
 
 
 def _model(name: str | None, context: RuleContext) -> str:

@@ -24,7 +24,7 @@ from guard.service.keys import find_tenant
 from guard.service.loading import load_detector, load_fitted, run_self_test
 from guard.service.readiness import Readiness
 from guard.service.residency import Residency
-from guard.service.rules import RuleContext
+from guard.service.rules import RuleContext, special_texts
 from guard.service.settings import Settings
 from guard.service.snapshot import SnapshotWatcher
 
@@ -78,9 +78,8 @@ class GuardServer:
         """VLLM's application behind the guard, outside of everything else."""
         names = tuple(self._args.served_model_name or [self._args.model])
         length = int(self.client.model_config.max_model_len)
-        specials = sorted({str(text) for text in self._tokenizer.all_special_tokens}, key=len, reverse=True)
         return GuardMiddleware(
-            app, directory=self, rules=RuleContext(names, tuple(specials)),
+            app, directory=self, rules=RuleContext(names, special_texts(self._tokenizer)),
             limits=Limits(self._settings.max_body_bytes, self._settings.body_timeout_s),
             models_body=models_body(names, length),
         )
