@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,7 +83,8 @@ class Automaton:
         patterns = np.frombuffer("\n".join(self.patterns).encode(), dtype=np.uint8)
         tensors: dict[str, np.ndarray] = {**self.arrays, "patterns": patterns}
         metadata = {"format": "guard-automaton-1", "vocabulary": self.vocabulary_digest, "digest": self.digest}
-        temporary = path.with_name(path.name + ".part")
+        # a name of its own: two tenants with the same list are compiled at the same time
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
         save_file(tensors, temporary, metadata=metadata)
         temporary.replace(path)
 

@@ -98,15 +98,20 @@ class Residency:
     async def retire(self) -> None:
         """Release constraints that nobody is served with any more and that no request uses."""
         kept, stale = set(), {}
+        empty: list[tuple[str, str]] = []
         for key, task in self._builds.items():
             finished = task.done() and not task.cancelled() and task.exception() is None
             built = task.result() if finished else None
             if built is None:
+                if task.done() and key not in self._wanted:
+                    empty.append(key)
                 continue
             if key in self._wanted or self._running[built.digest] > 0:
                 kept.add(built.digest)
             else:
                 stale[key] = built.digest
+        for key in empty:
+            del self._builds[key]
         for key, digest in stale.items():
             del self._builds[key]
             if digest not in kept and digest in self._resident:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,24 @@ async def test_lists_that_are_no_longer_served_are_released_after_their_last_req
     one.gate.finish(context, admission)
     await one.residency.retire()
     assert one.calls[-1] == ("guard_release", ("constraint", admission.plan.constraint.digest))
+    assert one.residency.resident == 1
+
+
+async def test_lists_without_forbidden_strings_are_forgotten_too(pipeline: Any) -> None:
+    one = pipeline(NOTHING)
+    for number in range(3):
+        owner = tenant_of(TenantSpec(name=f"tenant-{number}", targets=(Target(name="x", forbid=()),)), 5 + number)
+        assert await one.residency.constraint(owner) is None
+    one.residency.serve_only([])
+    await one.residency.retire()
+    assert not one.residency._builds
+
+
+async def test_tenants_with_the_same_list_are_built_at_the_same_time(pipeline: Any) -> None:
+    one = pipeline(NOTHING)
+    twins = [tenant_of(TenantSpec(name=f"twin-{n}", targets=tenant().targets), 5 + n) for n in range(8)]
+    built = await asyncio.gather(*(one.residency.constraint(twin) for twin in twins))
+    assert len({constraint.digest for constraint in built}) == 1
     assert one.residency.resident == 1
 
 
