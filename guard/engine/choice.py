@@ -47,6 +47,11 @@ class HoldBack:
         self._waiting.append(delta)
         if released.hit or delta.finish_reason is None:
             return released.hit
+        if isinstance(delta.stop_reason, str) and self._matcher.feed(delta.stop_reason).hit:
+            # the stop string is cut off, but an answer that ends just there would confirm a guess
+            before_end = sum(len(waiting.text) for waiting in self._waiting) - 1
+            self._clean_characters = min(self._clean_characters, before_end)
+            return True
         rest = self._matcher.flush()
         self._clean_characters += len(rest.text)
         return rest.hit

@@ -181,6 +181,30 @@ async def test_a_stop_string_forbids_resuming_a_begun_answer() -> None:
     assert len(engine.requests) == 1
 
 
+@pytest.mark.parametrize("stop", ["seven", "alpha seven", "is alpha seven", "alpha"])
+async def test_a_stop_string_that_guesses_ends_like_any_other(stop: str) -> None:
+    """The engine cuts a stop string off; ending where a forbidden string began would confirm the guess."""
+
+    class Stopping(ScriptedEngine):
+        async def generate(self, prompt: Any, params: SamplingParams, request_id: str) -> AsyncGenerator[Any, None]:
+            self.requests.append((prompt, params, request_id))
+            whole = "The code is alpha seven"
+            for piece, reason in (("The ", None), (whole[4 : whole.index(stop)], "stop")):
+                token = CompletionOutput(0, piece, [100], None, None, finish_reason=reason)
+                token.stop_reason = stop if reason else None
+                yield RequestOutput(request_id, None, PROMPT, None, [token], reason is not None)
+
+    engine = Stopping(lambda *_: [])
+    client = GuardedEngineClient(engine, ScriptedGate(("alpha seven",)))
+    token = CURRENT_REQUEST.set(RequestContext("r", ACME))
+    params = SamplingParams(output_kind=RequestOutputKind.DELTA, stop=[stop])
+    found = [output async for output in client.generate({"prompt_token_ids": PROMPT}, params, "r-1")]
+    CURRENT_REQUEST.reset(token)
+    complete = stop.endswith("seven")
+    assert found[-1].outputs[0].finish_reason == ("content_filter" if complete else "stop")
+    assert "alpha" not in text(found) and found[-1].outputs[0].stop_reason is None
+
+
 async def test_a_refused_resume_ends_with_content_filter() -> None:
     class Failing(ScriptedGate):
         async def resume(self, context: RequestContext, admission: Admission, token_ids: Sequence[int]) -> Admission:
