@@ -5,26 +5,42 @@ An unreadable tenant store does not stop the server, which goes on with its last
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from guard.service.snapshot import SnapshotWatcher
 
+# far longer than any step of the engine: a stopped engine process never says that it is dead
+SILENCE_LIMIT_S = 120.0
+
 
 @dataclass(slots=True)
 class Readiness:
-    """State of one server; `engine` is vLLM's engine client."""
+    """State of one server; `engine` is vLLM's engine client, `answered_s` when the engine last answered a call."""
 
     engine: Any
     watcher: SnapshotWatcher
     self_test_passed: bool = False
     draining: bool = False
     constraints_loaded: bool = False
+    answered_s: float = field(default_factory=time.monotonic)
+    silence_limit_s: float = SILENCE_LIMIT_S
 
     def ready(self) -> bool:
         """Whether generation requests are served."""
-        alive = not getattr(self.engine, "errored", False)
+        alive = self.engine_state() == "alive"
         return alive and self.self_test_passed and self.constraints_loaded and not self.draining
+
+    def engine_answered(self) -> None:
+        """The engine has just answered a call."""
+        self.answered_s = time.monotonic()
+
+    def engine_state(self) -> str:
+        """`dead` when vLLM says so, `silent` when the engine has answered nothing for a long time, else `alive`."""
+        if getattr(self.engine, "errored", False):
+            return "dead"
+        return "silent" if time.monotonic() - self.answered_s > self.silence_limit_s else "alive"
 
     def report(self, building: int) -> dict[str, object]:
         """The body of `/readyz`; `building` is the number of tenants whose detector is still being built."""
@@ -33,7 +49,7 @@ class Readiness:
         status = "ready" if ready and state.healthy else "degraded" if ready else "not ready"
         return {
             "status": status,
-            "engine": "dead" if getattr(self.engine, "errored", False) else "alive",
+            "engine": self.engine_state(),
             "self_test": "passed" if self.self_test_passed else "pending",
             "constraints": "loaded" if self.constraints_loaded else "loading",
             "draining": self.draining,

@@ -22,7 +22,7 @@ from guard.service.auth import GuardMiddleware, Limits
 from guard.service.gate import GatePipeline
 from guard.service.keys import find_tenant
 from guard.service.loading import load_detector, load_fitted, run_self_test
-from guard.service.readiness import Readiness
+from guard.service.readiness import SILENCE_LIMIT_S, Readiness
 from guard.service.residency import Residency
 from guard.service.rules import RuleContext, special_texts
 from guard.service.settings import Settings
@@ -45,7 +45,10 @@ class GuardServer:
         self._seen: dict[str, float] = {}
         self._reloads = (0, 0)
         self.metrics = Metrics()
-        self.readiness = Readiness(engine, watcher)
+        # the engine is asked once every interval
+        self.readiness = Readiness(
+            engine, watcher, silence_limit_s=SILENCE_LIMIT_S + settings.counter_interval_s
+        )
         self.residency = Residency(
             self._call, settings.home.resolve() / "automata", Vocabulary.from_tokenizer(tokenizer),
             settings.residency_timeout_s,
@@ -147,11 +150,13 @@ class GuardServer:
         self.readiness.self_test_passed = True
 
     async def _poll_counters(self) -> None:
+        self.readiness.engine_answered()
         while True:
             await asyncio.sleep(self._settings.counter_interval_s)
             try:
                 await self.residency.retire()
                 self._take_counters(await self._call("guard_counters", ()))
+                self.readiness.engine_answered()
             except GuardError as error:
                 log.warning("counters_not_read", error=type(error).__name__)
             except Exception as error:  # a dying engine; readiness reports it
