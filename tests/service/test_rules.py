@@ -220,7 +220,8 @@ def test_special_tokens_cut_over_parts_do_not_join(pieces: list[str]) -> None:
     # templates that go over the parts themselves put nothing between them
     for route, field, kind in (("/v1/chat/completions", "messages", "text"), ("/v1/responses", "input", "input_text")):
         parts = [{"type": kind, "text": piece} for piece in pieces]
-        body = ruled(route, **{field: [{"role": "user", "content": parts}]})
+        turns: dict[str, Any] = {field: [{"role": "user", "content": parts}]}
+        body = ruled(route, **turns)
         joined = "".join(part["text"] for part in body[field][0]["content"])
         assert not any(text in joined for text in CONTEXT.special_texts)
         assert joined.replace("\u200b", "") == "".join(pieces)
