@@ -3,6 +3,8 @@ PORT ?= 8000
 MODEL ?= demo
 GUARD_HOME ?= ./.guard
 TESTS ?= tests
+# threads of torch in the tests: on busy cores more of them wait for each other
+THREADS ?= 1
 
 # the folder kernels/ must never be importable under that name: keep the working directory off sys.path
 export PYTHONSAFEPATH = 1
@@ -21,7 +23,7 @@ demo: setup
 
 test: setup
 	@deploy/setup.sh prometheus
-	@.venv/bin/pytest $(TESTS)
+	@OMP_NUM_THREADS=$(THREADS) .venv/bin/pytest $(TESTS)
 
 lint: setup
 	.venv/bin/ruff check .

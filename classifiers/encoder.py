@@ -14,8 +14,8 @@ import os
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from guard.classifiers.threads import at_most_threads, spare_threads
 from guard.errors import ConfigurationError, DetectorError
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
@@ -51,14 +52,14 @@ def find_encoder(name: str = AUTO) -> str:
 class Encoder:
     """Loads on first use. `encode` may be called from any thread; one call runs at a time."""
 
-    def __init__(self, name: str = AUTO, *, cache_dir: Path | None = None, threads: int = 2) -> None:
+    def __init__(self, name: str = AUTO, *, cache_dir: Path | None = None, threads: int | None = None) -> None:
         """`cache_dir` is created with mode 0700 on first use; `threads` is the most that one forward pass takes.
 
-        Raises ConfigurationError.
+        By default those are the cores that an engine on this machine can spare. Raises ConfigurationError.
         """
         self.source = find_encoder(name)
         self._label = hashlib.sha256((name if name != AUTO else _LOCAL_PACKAGE).encode()).hexdigest()[:16]
-        self._threads = threads
+        self._threads = threads or spare_threads()
         self._lock = threading.Lock()
         self._model: Any = None
         self._key: bytes | None = None
@@ -114,7 +115,7 @@ class Encoder:
 
     def _run(self, texts: list[str], *, bulk: bool) -> Vectors:
         model = self._loaded()
-        with _at_most_threads(self._threads), torch.autocast("cpu", torch.bfloat16, enabled=bulk and _has_bfloat16()):
+        with at_most_threads(self._threads), torch.autocast("cpu", torch.bfloat16, enabled=bulk and _has_bfloat16()):
             vectors = model.encode(
                 texts, batch_size=_BATCH, convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=False
             )
@@ -136,20 +137,6 @@ class Encoder:
                 raise ConfigurationError(f"the sentence encoder {self.source} cannot be loaded: {error}") from error
             self._model = model.eval()
         return self._model
-
-
-@contextmanager
-def _at_most_threads(threads: int) -> Iterator[None]:
-    """Cap torch's threads for the time of one forward pass: the setting belongs to the whole process."""
-    before = torch.get_num_threads()
-    if before <= threads:
-        yield
-        return
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _has_bfloat16() -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from guard.classifiers.threads import at_most_threads
 from guard.errors import DetectorError
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
@@ -57,12 +58,13 @@ def train_head(positives: Vectors, owners: Sequence[int], negatives: Vectors, *,
     weights = (torch.randn(inputs.shape[1], len(classes) + 1, generator=generator) * 1e-3).requires_grad_()
     bias = torch.zeros(len(classes) + 1, requires_grad=True)
     optimiser = torch.optim.AdamW([weights, bias], lr=0.05, weight_decay=0.0)
-    for _ in range(_STEPS):
-        optimiser.zero_grad()
-        losses = torch.nn.functional.cross_entropy(inputs @ weights + bias, labels, reduction="none")
-        loss = (losses * sample_weight).sum() + _DECAY * weights.square().sum()
-        loss.backward()
-        optimiser.step()
+    with at_most_threads(1):
+        for _ in range(_STEPS):
+            optimiser.zero_grad()
+            losses = torch.nn.functional.cross_entropy(inputs @ weights + bias, labels, reduction="none")
+            loss = (losses * sample_weight).sum() + _DECAY * weights.square().sum()
+            loss.backward()
+            optimiser.step()
     return Head(weights.detach().numpy(), bias.detach().numpy(), classes)
 
 
