@@ -40,6 +40,7 @@ class _State:
     """One list under one detector policy. `parts` is set once, by the builder; `failure` says why it never will be."""
 
     lexical: LexicalMatcher
+    names: tuple[str, ...]
     parts: TrainedParts | None = None
     task: asyncio.Task[None] | None = None
     failure: str | None = None
@@ -145,12 +146,24 @@ class Detector:
     ) -> list[tuple[int, float, str]]:
         if state.failure is not None or self._batcher is None or self._encoder is None:
             raise DetectorError(state.failure or "the detector has no sentence encoder")
-        parts = state.parts
-        # while a new list is being built its names already hold
-        if parts is None or self._index is None or not pieces:
+        # while a new list is being built its names already hold, and targets of the list before are still recognised
+        source = state if state.parts is not None else self._last_built(tenant)
+        if source is None or source.parts is None or self._index is None or not pieces:
             return []
         vectors = await self._batcher.encode(pieces, tenant.policy.detector.timeout_s)
-        return parts.score(vectors, self._index)
+        scores = source.parts.score(vectors, self._index)
+        if source is state:
+            return scores
+        number_of = {name: number for number, name in enumerate(state.names)}
+        return [
+            (number_of[source.names[number]], score, part)
+            for number, score, part in scores if source.names[number] in number_of
+        ]
+
+    def _last_built(self, tenant: Tenant) -> _State | None:
+        """The newest list of this tenant that has its trained parts."""
+        states = reversed(self._tenants[tenant.name].states.values())
+        return next((state for state in states if state.parts is not None), None)
 
     def _known(self, tenant: Tenant) -> _State | None:
         lists = self._tenants.get(tenant.name)
@@ -168,7 +181,7 @@ class Detector:
         # another request may have built it meanwhile
         state = self._known(tenant)
         if state is None:
-            state = _State(lexical)
+            state = _State(lexical, tuple(target.name for target in tenant.targets))
             self._keep(tenant, state)
             if needs_encoder(tenant):
                 state.task = asyncio.get_running_loop().create_task(self._build(tenant, state))

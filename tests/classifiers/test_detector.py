@@ -262,6 +262,24 @@ def test_a_new_list_holds_at_once_and_the_old_one_stays_valid(encoder: Encoder) 
     changing.close()
 
 
+def test_old_targets_are_recognised_by_meaning_while_a_longer_list_is_built(encoder: Encoder) -> None:
+    changing = Bench(encoder)
+    described = Target(name="Xin Lee Williams", examples=("Which author wrote about a drowned town in Canada?",))
+    old = tenant(described, head=False)
+    longer = tenant(Target(name="Somebody Else"), described, head=False)
+    changing.run(changing.detector.built(old))
+
+    async def ask_while_building() -> tuple[bool, Verdict]:
+        await changing.detector.prepare(longer)
+        prompt = changing.prompt("Which author wrote about a drowned town in Canada?")
+        verdict = await changing.detector.detect(longer, prompt)
+        return changing.detector.building(longer), verdict
+
+    _, verdict = changing.run(ask_while_building())
+    assert [hit.target for hit in verdict.hits] == [1]
+    changing.close()
+
+
 def test_unchanged_texts_of_a_new_list_are_not_encoded_again(encoder: Encoder) -> None:
     changing = Bench(encoder)
     changing.run(changing.detector.built(tenant(HINA, head=False)))
