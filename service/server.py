@@ -130,10 +130,7 @@ class GuardServer:
         prepared = await asyncio.gather(*(self._detector.prepare(tenant) for tenant in tenants), return_exceptions=True)
         broken = [result for result in prepared if isinstance(result, BaseException)]
         if broken:
-            wrong = next((result for result in broken if isinstance(result, ConfigurationError)), None)
-            log.error("detectors_not_prepared", tenants=len(broken), error=str(wrong or type(broken[0]).__name__))
-            if wait and wrong is not None:
-                raise wrong
+            log.error("detectors_not_prepared", tenants=len(broken), error=type(broken[0]).__name__)
         if wait and failed:
             raise ConfigurationError("the constraints of the stored tenants could not be loaded into the engine")
         self._refresh_gauges()
