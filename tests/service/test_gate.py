@@ -28,6 +28,7 @@ from guard.verdict import NOTHING, UNKNOWN, TargetHit, Verdict
 KEY = b"k" * 64
 FLAGGED = Verdict((TargetHit(0, 0.9, "lexical"),))
 OPEN = tenant_of(TenantSpec(name="open"), 1)
+MEANING = OutputPolicy(semantic=True)
 
 
 def tenant(forbid: tuple[str, ...] | None = ("Granite Glossary",), allow_echo: bool = True, **policy: Any) -> Tenant:
@@ -246,9 +247,6 @@ async def test_an_empty_list_is_admitted_without_any_of_this(pipeline: Any) -> N
     admission = one.gate.admit_now(RequestContext("r", OPEN), [1, 2, 3])
     assert admission.plan.empty and admission.check is None and not one.calls
     assert one.gate.admit_now(RequestContext("r", tenant()), [1, 2, 3]) is None
-
-
-MEANING = OutputPolicy(semantic=True)
 
 
 async def test_only_answers_to_flagged_prompts_are_compared_by_meaning(pipeline: Any) -> None:
