@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from guard.classifiers.answers import AnswerComparer, compares_answers
 from guard.classifiers.batcher import EncoderBatcher
 from guard.classifiers.encoder import Encoder
 from guard.classifiers.forgetlist import TrainedParts, needs_encoder, train_parts
@@ -24,7 +25,7 @@ from guard.classifiers.index import NeighbourIndex
 from guard.classifiers.lexical import LexicalMatcher, merge_spans
 from guard.classifiers.spans import ordinary_text, turns
 from guard.classifiers.windows import windows
-from guard.errors import DetectorError
+from guard.errors import ConfigurationError, DetectorError
 from guard.policy import Tenant
 from guard.verdict import NOTHING, UNKNOWN, DecodedPrompt, Part, Span, TargetHit, Verdict
 
@@ -72,18 +73,31 @@ class Detector:
         self._index_lock = threading.Lock()
         self._tenants: dict[str, _Lists] = {}
         self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guard-build")
+        self._answers: AnswerComparer | None = None
+        if self._batcher is not None:
+            self._answers = AnswerComparer(self._encode_in_slices, self._batcher.encode, self._builder)
         self.counters = _Counters()
 
     async def prepare(self, tenant: Tenant) -> None:
-        """Make a tenant's list usable: names now, the trained parts in the background. Cheap when already known."""
+        """Make a tenant's list usable: names now, the trained parts in the background. Cheap when already known.
+
+        Raises ConfigurationError when answers are to be compared by meaning and there is no encoder.
+        """
         if not tenant.guarded or tenant.policy.detector.mode == "never":
             return
+        if compares_answers(tenant):
+            if self._answers is None:
+                raise ConfigurationError(
+                    f"tenant {tenant.index}: policy.output.semantic needs a sentence encoder; set GUARD_ENCODER"
+                )
+            self._answers.prepare(tenant)
         await self._state(tenant)
 
     def building(self, tenant: Tenant) -> bool:
         """Whether the trained parts of this tenant's list are still being built."""
         state = self._known(tenant)
-        return state is not None and state.task is not None and not state.task.done()
+        trains = state is not None and state.task is not None and not state.task.done()
+        return trains or (self._answers is not None and self._answers.building(tenant))
 
     def failure(self, tenant: Tenant) -> str | None:
         """Why the trained parts of this tenant's list could not be built, if they could not."""
@@ -96,6 +110,8 @@ class Detector:
         state = self._known(tenant)
         if state is not None and state.task is not None:
             await asyncio.shield(state.task)
+        if compares_answers(tenant) and self._answers is not None:
+            await asyncio.wait([self._answers.prepare(tenant)])
 
     async def detect(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
         """The targets that `prompt` touches; UNKNOWN when the detector fails, gives NaN or exceeds its time."""
@@ -112,8 +128,31 @@ class Detector:
             self.counters.failures += 1
             return UNKNOWN
 
+    def can_compare(self, tenant: Tenant) -> bool:
+        """Whether the answers' meaning can be checked as the tenant's policy asks."""
+        return self._answers is not None or not compares_answers(tenant)
+
+    async def similarity(self, tenant: Tenant, targets: Sequence[int], sentence: str) -> float:
+        """Largest cosine of a generated sentence to an answer of `targets`, within the tenant's detector timeout.
+
+        Raises DetectorError, also after a timeout.
+        """
+        if self._answers is None:
+            raise DetectorError("the detector has no sentence encoder")
+        try:
+            return await self._answers.similarity(tenant, targets, sentence)
+        except TimeoutError as error:
+            self.counters.timeouts += 1
+            raise DetectorError("a sentence was not compared in time") from error
+        # callers know one failure: that there is no answer
+        except Exception as error:  # noqa: BLE001
+            self.counters.failures += 1
+            raise DetectorError(f"a sentence could not be compared: {type(error).__name__}") from error
+
     def close(self) -> None:
         """Stop background work."""
+        if self._answers is not None:
+            self._answers.close()
         for lists in self._tenants.values():
             for state in lists.states.values():
                 if state.task is not None:

@@ -97,8 +97,9 @@ class OutputPolicy(_Schema):
     enabled: Annotated[bool, Field(description="Hold back and check generated text.")] = True
     semantic: Annotated[
         bool,
-        Field(description="Also compare finished sentences of flagged requests with the targets' answers. Not in this "
-                          "version: `guard apply` refuses `true`."),
+        Field(description="Also compare every finished sentence of flagged requests, by meaning, with the answers of "
+                          "the targets that the prompt touches. Text is released sentence by sentence; needs a "
+                          "sentence encoder."),
     ] = False
     semantic_threshold: Annotated[Unit, Field(description="Cosine similarity from which a sentence is a hit.")] = 0.85
     max_rollbacks: Annotated[

@@ -14,6 +14,7 @@ from typing import Protocol
 import structlog
 
 from guard import ticket
+from guard.classifiers.normalize import mask_form
 from guard.classifiers.spans import PromptDecoder
 from guard.engine.admission import Admission, OutputCheck, RequestContext
 from guard.errors import DetectorError, GuardError, RequestRefused
@@ -33,6 +34,14 @@ class PromptDetector(Protocol):
 
     async def detect(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
         """The verdict; `unknown` after an error or timeout."""
+        ...
+
+    def can_compare(self, tenant: Tenant) -> bool:
+        """Whether generated sentences can be compared by meaning, if the tenant's policy asks for it."""
+        ...
+
+    async def similarity(self, tenant: Tenant, targets: Sequence[int], sentence: str) -> float:
+        """Largest cosine of a generated sentence to an answer of `targets`. Raises DetectorError."""
         ...
 
 
@@ -71,7 +80,8 @@ class GatePipeline:
             self._metrics.refused.labels(error.code).inc()
             raise
         except GuardError as error:
-            log.error("gate_failed", request_id=context.request_id, error=type(error).__name__)
+            reason = str(error) if isinstance(error, DetectorError) else type(error).__name__
+            log.error("gate_failed", request_id=context.request_id, error=reason)
             self._metrics.refused.labels("guard_unavailable").inc()
             raise unavailable() from error
         except Exception as error:  # any fault of the guard refuses, never passes
@@ -95,6 +105,22 @@ class GatePipeline:
             log.error("resume_failed", request_id=context.request_id, error=type(error).__name__)
             raise unavailable() from error
 
+    async def similar(self, context: RequestContext, admission: Admission, sentence: str) -> bool:
+        """Whether a sentence means an answer of the targets that the prompt touched."""
+        tenant = context.tenant
+        if admission.check is None or not mask_form(sentence):
+            return False
+        try:
+            cosine = await self._detector.similarity(tenant, admission.check.targets, sentence)
+        except DetectorError as error:
+            log.error("sentence_not_compared", request_id=context.request_id, error=str(error))
+            self._metrics.detector_unknown.inc()
+            if tenant.policy.failure_mode == "closed":
+                raise
+            self._metrics.unguarded.inc()
+            return False
+        return cosine >= tenant.policy.output.semantic_threshold
+
     def finish(self, context: RequestContext, admission: Admission) -> None:
         """Give back what the admission held."""
         if admission.plan.constraint is not None:
@@ -117,6 +143,8 @@ class GatePipeline:
 
     async def _admit(self, context: RequestContext, token_ids: Sequence[int]) -> Admission:
         tenant = context.tenant
+        if not self._detector.can_compare(tenant):
+            raise DetectorError(f"tenant {tenant.index}: policy.output.semantic needs a sentence encoder")
         with self._metrics.stage("decode"):
             prompt = self._decoder.decode(token_ids)
         with self._metrics.stage("detect"):
@@ -133,7 +161,7 @@ class GatePipeline:
             )
         self._count(context, decision, verdict)
         self._refuse_by(decision, context)
-        check = self._check(decision, constraint, allowed, prompt, tenant)
+        check = output_check(tenant, decision, verdict, constraint, allowed, prompt)
         with self._metrics.stage("sign"):
             admission = self._sign(tenant, decision.plan, token_ids, check)
         if decision.plan.constraint is not None:
@@ -179,29 +207,36 @@ class GatePipeline:
                 raise unavailable()
             self._metrics.unguarded.inc()
 
-    @staticmethod
-    def _check(
-        decision: Decision, constraint: TenantConstraint | None, allowed: frozenset[int], prompt: DecodedPrompt,
-        tenant: Tenant,
-    ) -> OutputCheck | None:
-        """Flagged (or unknown) prompts are compared with all patterns, others with those named in the list itself."""
-        if constraint is None or not tenant.policy.output.enabled or decision.action == "monitor":
-            return None
-        patterns = constraint.automaton.patterns
-        exempt = allowed
-        if decision.action == "pass":
-            patterns = constraint.explicit_patterns
-            exempt = constraint.explicit_exempt(allowed)
-        if len(exempt) == len(patterns):
-            return None
-        start = text_start(prompt)
-        seed = prompt.text[prompt.offsets[start][0] :] if start < len(prompt.offsets) else ""
-        return OutputCheck(patterns, exempt, seed, tenant.policy.output.max_rollbacks)
-
     def _sign(self, tenant: Tenant, plan: Plan, token_ids: Sequence[int], check: OutputCheck | None) -> Admission:
         salt = ticket.cache_salt(tenant.name, salt_plan(plan), self._key)
         text = ticket.sign(plan, salt, token_ids, self._key, now_s=time.time())
         return Admission(plan, text, salt, check)
+
+
+def output_check(
+    tenant: Tenant, decision: Decision, verdict: Verdict, constraint: TenantConstraint | None, allowed: frozenset[int],
+    prompt: DecodedPrompt,
+) -> OutputCheck | None:
+    """Flagged (or unknown) prompts are compared with all patterns, others with those named in the list itself.
+
+    Answers to flagged prompts are also compared by meaning, where the policy says so, with the targets of the verdict.
+    """
+    policy = tenant.policy.output
+    if not policy.enabled or decision.action == "monitor":
+        return None
+    targets: tuple[int, ...] = ()
+    if policy.semantic and decision.action == "forget":
+        targets = tuple(hit.target for hit in verdict.hits if tenant.targets[hit.target].answers)
+    patterns = constraint.automaton.patterns if constraint is not None else ()
+    exempt = allowed
+    if constraint is not None and decision.action == "pass":
+        patterns = constraint.explicit_patterns
+        exempt = constraint.explicit_exempt(allowed)
+    if len(exempt) == len(patterns) and not targets:
+        return None
+    start = text_start(prompt)
+    seed = prompt.text[prompt.offsets[start][0] :] if start < len(prompt.offsets) else ""
+    return OutputCheck(patterns, exempt, seed, policy.max_rollbacks, targets)
 
 
 def salt_plan(plan: Plan) -> Plan:

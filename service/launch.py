@@ -19,9 +19,11 @@ from typing import Any
 import structlog
 
 from guard import ticket
+from guard.classifiers.answers import compares_answers
 from guard.errors import ConfigurationError
+from guard.policy import Snapshot
 from guard.service.keys import load_pepper
-from guard.service.settings import Settings, load_settings
+from guard.service.settings import NO_ENCODER, Settings, load_settings
 from guard.service.snapshot import SnapshotWatcher
 from guard.service.store import Store
 
@@ -46,7 +48,7 @@ def serve(model: str, extra: Sequence[str] = ()) -> int:
     from guard.engine import serve as engine_serve
 
     engine_serve.check_model(served.path)
-    if settings.encoder != "none":
+    if settings.encoder != NO_ENCODER:
         from guard.classifiers.encoder import find_encoder
 
         find_encoder(settings.encoder)
@@ -66,6 +68,7 @@ def serve(model: str, extra: Sequence[str] = ()) -> int:
     watcher = SnapshotWatcher(store, settings.reload_interval_s)
     watcher.start()
     try:
+        check_encoder(settings, watcher.current)
         _run(args, sock, address, settings, watcher, pepper)
     finally:
         watcher.stop()
@@ -84,6 +87,15 @@ def resolve_model(model: str) -> ServedModel:
             f"the bundled model is missing ({folder}); train it with `python -m guard.demo.train full --out {folder}`"
         )
     return ServedModel(str(folder), DEMO)
+
+
+def check_encoder(settings: Settings, snapshot: Snapshot) -> None:
+    """Raises ConfigurationError when a stored tenant compares answers by meaning and no encoder is configured."""
+    wanting = sorted(name for name, tenant in snapshot.tenants.items() if compares_answers(tenant))
+    if settings.encoder == NO_ENCODER and wanting:
+        raise ConfigurationError(
+            f"policy.output.semantic of {', '.join(wanting[:3])} needs a sentence encoder, and GUARD_ENCODER is `none`"
+        )
 
 
 def open_store(settings: Settings) -> tuple[Store, bytes]:

@@ -14,10 +14,9 @@ from guard.engine.selftest import selftest
 from guard.errors import PackError
 from guard.interventions.eco import FittedCorruption, load_eco
 from guard.packs.fingerprint import model_fingerprint
-from guard.service.settings import Settings
+from guard.service.settings import NO_ENCODER, Settings
 
 PACK_FOLDER = "eco"
-NO_ENCODER = "none"
 
 log = structlog.get_logger("guard.loading")
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from guard.errors import ConfigurationError
 
 PREFIX = "GUARD_"
+NO_ENCODER = "none"
 # set by the server itself for its own processes, or read by single modules
 RESERVED = frozenset({"GUARD_TICKET_KEY"})
 

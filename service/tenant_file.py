@@ -2,7 +2,7 @@
 
 Beyond the schema of `guard.policy`, entries that would flag or mask ordinary speech are refused: names, aliases and
 forbidden strings that are empty, one character or nothing but stop words; forbidden strings whose normal form is not
-4 to 512 characters long; a tenant that is there twice; a comparison of answers by meaning, which is not built yet.
+4 to 512 characters long; a tenant that is there twice.
 """
 
 from __future__ import annotations
@@ -134,11 +134,6 @@ def _meaning_problems(file: TenantFile, document: Document) -> Iterator[Problem]
             message = f"this tenant is already at line {seen[tenant.name]}"
             yield Problem(message, document.line_of((*base, "name")), path_text((*base, "name")))
         seen.setdefault(tenant.name, document.line_of((*base, "name")))
-        if tenant.policy.output.semantic:
-            # accepting a check that nothing performs would promise a protection that is not there
-            path: FieldPath = (*base, "policy", "output", "semantic")
-            message = "sentences of answers are not compared by meaning in this version; leave this out or set false"
-            yield Problem(message, document.line_of(path), path_text(path))
         for index, target in enumerate(tenant.targets):
             for path, message in _target_problems(target, (*base, "targets", index)):
                 yield Problem(message, document.line_of(path), path_text(path))

@@ -50,12 +50,16 @@ CURRENT_REQUEST: ContextVar[RequestContext | None] = ContextVar("guard_request",
 
 @dataclass(frozen=True, slots=True)
 class OutputCheck:
-    """What the generated text is compared with: patterns in mask form, indices that may appear, text before it."""
+    """What the generated text is compared with: patterns in mask form, indices that may appear, text before it.
+
+    `targets` are the targets whose answers each sentence is compared with by meaning; none: not compared.
+    """
 
     patterns: tuple[str, ...]
     exempt: frozenset[int]
     seed: str
     max_rollbacks: int
+    targets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,13 @@ class Gate(Protocol):
 
     async def resume(self, context: RequestContext, admission: Admission, token_ids: Sequence[int]) -> Admission:
         """Admit the continuation after a roll-back, with the constraint on. Raises RequestRefused."""
+        ...
+
+    async def similar(self, context: RequestContext, admission: Admission, sentence: str) -> bool:
+        """Whether a sentence means what an answer of the check's targets says.
+
+        Raises DetectorError when that cannot be told and the policy fails closed.
+        """
         ...
 
     def finish(self, context: RequestContext, admission: Admission) -> None:

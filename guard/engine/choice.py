@@ -3,6 +3,8 @@
 Text is released in whole tokens, and only when no forbidden string can begin in it. On a hit the engine's request is
 aborted and a new one continues from the last released token with the constraint on. Where that is impossible
 (structured output, stop strings, roll-backs used up) the answer ends with `finish_reason: "content_filter"`.
+
+Where sentences are compared by meaning as well, text also waits until its sentence is finished and was compared.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine.admission import Admission, Gate, OutputCheck, RequestContext
-from guard.errors import ConfigurationError, RequestRefused
+from guard.errors import ConfigurationError, DetectorError, RequestRefused
+from guard.sentences import SentenceSplitter
 from guard.stream import OutputMatcher
 
 CONTENT_FILTER = "content_filter"
@@ -34,6 +37,13 @@ class HoldBack:
         self._matcher = OutputMatcher(check.patterns, check.exempt, seed)
         self._waiting: deque[CompletionOutput] = deque()
         self._clean_characters = 0
+        self._splitter = SentenceSplitter() if check.targets else None
+        # a sentence that began in the seed is compared as a whole, but only its new part waits here
+        self._compared_characters = 0
+        if self._splitter is not None:
+            self._splitter.feed(seed)
+            self._compared_characters = -len(self._splitter.pending)
+        self._sentences: deque[str] = deque()
 
     @property
     def waiting_tokens(self) -> int:
@@ -45,6 +55,10 @@ class HoldBack:
         released = self._matcher.feed(delta.text)
         self._clean_characters += len(released.text)
         self._waiting.append(delta)
+        if self._splitter is not None:
+            self._sentences.extend(self._splitter.feed(delta.text))
+            if delta.finish_reason is not None:
+                self._sentences.extend(self._splitter.flush())
         if released.hit or delta.finish_reason is None:
             return released.hit
         if isinstance(delta.stop_reason, str) and self._matcher.feed(delta.stop_reason).hit:
@@ -56,17 +70,30 @@ class HoldBack:
         self._clean_characters += len(rest.text)
         return rest.hit
 
+    def next_sentence(self) -> str | None:
+        """The first finished sentence that was not compared yet."""
+        return self._sentences[0] if self._sentences else None
+
+    def passed(self) -> None:
+        """The sentence that `next_sentence` gave is clean."""
+        self._compared_characters += len(self._sentences.popleft())
+
     def pop_clean(self) -> list[CompletionOutput]:
         """Deltas whose whole text is clean. A token without text waits for the text it is a part of."""
         count, end = 0, 0
+        limit = self._clean_characters
+        if self._splitter is not None:
+            limit = min(limit, self._compared_characters)
         for position, delta in enumerate(self._waiting, start=1):
             end += len(delta.text)
-            if end > self._clean_characters:
+            if end > limit:
                 break
             if delta.text or delta.finish_reason is not None:
                 count = position
         clean = [self._waiting.popleft() for _ in range(count)]
-        self._clean_characters -= sum(len(delta.text) for delta in clean)
+        characters = sum(len(delta.text) for delta in clean)
+        self._clean_characters -= characters
+        self._compared_characters -= characters
         return clean
 
 
@@ -90,10 +117,14 @@ class CheckedChoice:
         """Deltas of the answer; the last one has a finish reason."""
         for attempt in range(self._check.max_rollbacks + 1):
             finished = False
-            async with aclosing(self._attempt(attempt)) as deltas:
-                async for output, delta in deltas:
-                    finished = finished or delta.finish_reason is not None
-                    yield output, delta
+            try:
+                async with aclosing(self._attempt(attempt)) as deltas:
+                    async for output, delta in deltas:
+                        finished = finished or delta.finish_reason is not None
+                        yield output, delta
+            except DetectorError:
+                # what cannot be compared is not released, and another draw could not be compared either
+                break
             if finished:
                 return
             self._gate.count_output(self._context, rollbacks=1)
@@ -117,7 +148,7 @@ class CheckedChoice:
                 self._last = output
                 if not output.outputs:
                     continue
-                hit = hold_back.push(output.outputs[0])
+                hit = hold_back.push(output.outputs[0]) or await self._similar(hold_back)
                 clean = hold_back.pop_clean()
                 if clean:
                     yield output, self._release(clean)
@@ -127,6 +158,14 @@ class CheckedChoice:
                     return
         finally:
             await stream.aclose()
+
+    async def _similar(self, hold_back: HoldBack) -> bool:
+        """Compare finished sentences up to the first that means an answer. Raises DetectorError."""
+        while (sentence := hold_back.next_sentence()) is not None:
+            if await self._gate.similar(self._context, self._admission, sentence):
+                return True
+            hold_back.passed()
+        return False
 
     def _attempt_params(self, attempt: int) -> SamplingParams:
         own = copy.copy(self._params)

@@ -30,7 +30,11 @@ Script = Callable[[Sequence[int], bool], list[str]]
 class ScriptedGate:
     """Admits everything with `patterns`; a resumed request has the constraint on."""
 
-    def __init__(self, patterns: tuple[str, ...], *, max_rollbacks: int = 2, refuse: bool = False) -> None:
+    def __init__(
+        self, patterns: tuple[str, ...], *, max_rollbacks: int = 2, refuse: bool = False,
+        similar: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.similar_to, self.compared = similar, list[str]()
         self.patterns, self.max_rollbacks, self.refuse = patterns, max_rollbacks, refuse
         self.counts = {"held_back": 0, "rollbacks": 0, "filtered": 0}
         self.finished = 0
@@ -39,7 +43,13 @@ class ScriptedGate:
     def _admission(self, token_ids: Sequence[int], *, constrained: bool, salt: str) -> Admission:
         rule = Constraint(digest="d", start=0) if constrained else None
         plan = Plan(tenant_index=2, policy_version="v", prompt_length=len(token_ids), constraint=rule)
-        return Admission(plan, "ticket", salt, OutputCheck(self.patterns, frozenset(), "", self.max_rollbacks))
+        targets = () if self.similar_to is None else (0,)
+        return Admission(plan, "ticket", salt, OutputCheck(self.patterns, frozenset(), "", self.max_rollbacks, targets))
+
+    async def similar(self, context: RequestContext, admission: Admission, sentence: str) -> bool:
+        await asyncio.sleep(0)
+        self.compared.append(sentence)
+        return self.similar_to is not None and self.similar_to(sentence)
 
     def admit_now(self, context: RequestContext, token_ids: Sequence[int]) -> Admission | None:
         if context.tenant.guarded:

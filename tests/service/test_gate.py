@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from guard import ticket
+from guard.classifiers.answers import compares_answers
 from guard.classifiers.automaton import Automaton, Vocabulary
 from guard.classifiers.spans import PromptDecoder
 from guard.demo.corpus import training_examples
 from guard.demo.train import train_tokenizer
 from guard.engine.admission import RequestContext
-from guard.errors import RequestRefused, ResidencyError, TicketError
+from guard.errors import DetectorError, RequestRefused, ResidencyError, TicketError
 from guard.metrics import Metrics
 from guard.policy import DetectorPolicy, OutputPolicy, Policy, Target, Tenant, TenantSpec, tenant_of
 from guard.service.gate import GatePipeline, salt_plan
@@ -26,6 +28,7 @@ from guard.verdict import NOTHING, UNKNOWN, TargetHit, Verdict
 KEY = b"k" * 64
 FLAGGED = Verdict((TargetHit(0, 0.9, "lexical"),))
 OPEN = tenant_of(TenantSpec(name="open"), 1)
+MEANING = OutputPolicy(semantic=True)
 
 
 def tenant(forbid: tuple[str, ...] | None = ("Granite Glossary",), allow_echo: bool = True, **policy: Any) -> Tenant:
@@ -46,6 +49,7 @@ class Pipeline:
 
     def __init__(self, tokenizer: Any, home: Path, verdict: Verdict | Exception, failing: str = "") -> None:
         self.tokenizer, self.verdict, self.failing = tokenizer, verdict, failing
+        self.cosine: float | None = None
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.registry = CollectorRegistry()
         self.vocabulary = Vocabulary.from_tokenizer(tokenizer)
@@ -56,6 +60,14 @@ class Pipeline:
         self.calls.append((method, arguments))
         if method == self.failing:
             raise RuntimeError("worker died")
+
+    def can_compare(self, owner: Tenant) -> bool:
+        return self.cosine is not None or not compares_answers(owner)
+
+    async def similarity(self, owner: Tenant, targets: Sequence[int], sentence: str) -> float:
+        if self.cosine is None or not targets:
+            raise DetectorError("too late")
+        return self.cosine
 
     async def detect(self, owner: Tenant, prompt: Any) -> Verdict:
         if isinstance(self.verdict, Exception):
@@ -235,3 +247,54 @@ async def test_an_empty_list_is_admitted_without_any_of_this(pipeline: Any) -> N
     admission = one.gate.admit_now(RequestContext("r", OPEN), [1, 2, 3])
     assert admission.plan.empty and admission.check is None and not one.calls
     assert one.gate.admit_now(RequestContext("r", tenant()), [1, 2, 3]) is None
+
+
+async def test_only_answers_to_flagged_prompts_are_compared_by_meaning(pipeline: Any) -> None:
+    calm, alert = pipeline(NOTHING), pipeline(FLAGGED)
+    calm.cosine = alert.cosine = 0.9
+    assert (await alert.admit(tenant(output=MEANING))).check.targets == (0,)
+    assert (await alert.admit(tenant())).check.targets == ()
+    assert (await calm.admit(tenant(output=MEANING))).check.targets == ()
+    assert (await alert.admit(tenant(output=OutputPolicy(semantic=True, enabled=False)))).check is None
+
+
+async def test_meaning_is_compared_where_no_string_is_forbidden(pipeline: Any) -> None:
+    one = pipeline(FLAGGED)
+    one.cosine = 0.9
+    check = (await one.admit(tenant(forbid=(), output=MEANING))).check
+    assert check.patterns == () and check.targets == (0,)
+
+
+@pytest.mark.parametrize(("cosine", "hit"), [(0.85, True), (0.849, False), (-1.0, False)])
+async def test_a_sentence_is_a_hit_from_the_threshold_on(pipeline: Any, cosine: float, hit: bool) -> None:
+    one = pipeline(FLAGGED)
+    one.cosine = cosine
+    owner = tenant(output=MEANING)
+    admission = await one.admit(owner)
+    assert await one.gate.similar(RequestContext("r", owner), admission, "She wrote it.") == hit
+    assert not await one.gate.similar(RequestContext("r", owner), admission, " ... ")
+
+
+@pytest.mark.parametrize("mode", ["closed", "open"])
+async def test_a_sentence_that_cannot_be_compared_is_left_to_the_failure_mode(pipeline: Any, mode: str) -> None:
+    one = pipeline(FLAGGED)
+    one.cosine = 0.9
+    owner = tenant(output=MEANING, failure_mode=mode)
+    admission = await one.admit(owner)
+    one.cosine = None
+    context = RequestContext("r", owner)
+    if mode == "closed":
+        with pytest.raises(DetectorError):
+            await one.gate.similar(context, admission, "She wrote it.")
+    else:
+        assert not await one.gate.similar(context, admission, "She wrote it.")
+    assert one.value("guard_detector_unknown_total") == 1
+    assert one.value("guard_unguarded_total") == (mode == "open")
+
+
+@pytest.mark.parametrize("mode", ["closed", "open"])
+async def test_comparing_by_meaning_without_an_encoder_refuses_every_request(pipeline: Any, mode: str) -> None:
+    one = pipeline(NOTHING)
+    with pytest.raises(RequestRefused) as caught:
+        await one.admit(tenant(output=MEANING, failure_mode=mode))
+    assert (caught.value.status, caught.value.code) == (503, "guard_unavailable")

@@ -11,6 +11,8 @@ import pytest
 
 from guard.engine import serve as engine_serve
 from guard.errors import ConfigurationError
+from guard.policy import OutputPolicy, Policy, Snapshot, Target, TenantSpec, tenant_of
+from guard.service.launch import check_encoder
 from guard.service.settings import Settings, load_settings
 from tests.conftest import COMMAND, ROOT, guard_environment
 
@@ -94,6 +96,16 @@ def test_an_encoder_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="encoder"):
         encoder.find_encoder("auto")
+
+
+def test_comparing_by_meaning_needs_an_encoder_at_the_start() -> None:
+    policy = Policy(output=OutputPolicy(semantic=True))
+    asking = tenant_of(TenantSpec(name="acme", policy=policy, targets=(Target(name="Hina Ameen"),)), 1)
+    other = tenant_of(TenantSpec(name="open", policy=policy), 2)
+    with pytest.raises(ConfigurationError, match="output.semantic of acme needs a sentence encoder"):
+        check_encoder(Settings(encoder="none"), Snapshot(1, {"acme": asking, "open": other}))
+    check_encoder(Settings(encoder="none"), Snapshot(1, {"open": other}))
+    check_encoder(Settings(), Snapshot(1, {"acme": asking}))
 
 
 def test_settings_come_from_the_environment(tmp_path: Path) -> None:

@@ -76,10 +76,6 @@ def test_no_is_text_and_a_stop_word() -> None:
         ("version: 1\ntenants:\n  - name: a\n    policy: {max_choices: 0}\n", 4, "tenants[0].policy.max_choices"),
         ("version: 1\ntenants:\n  - name: a\n    name: b\n", 4, "tenants[0].name"),
         ("version: 1\ntenants:\n  - name: a\n  - name: b\n  - name: a\n", 5, "tenants[2].name"),
-        (
-            "version: 1\ntenants:\n  - name: a\n    policy:\n      output: {semantic: true}\n",
-            5, "tenants[0].policy.output.semantic",
-        ),
         ("version: 1\ntenants:\n  - name: a\n    benign: [fine, ' ']\n", 4, "tenants[0].benign[1]"),
         ("version: 1\ntenants: &x\n  - *x\n", 3, "tenants[0]"),
         ("version: 1\ntenants:\n  - name: *x\n", 3, "tenants[0].name"),
