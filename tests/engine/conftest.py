@@ -20,7 +20,8 @@ Results = Callable[..., dict[str, Any]]
 
 
 def _environment(runner: str) -> dict[str, str]:
-    path = [str(ROOT)] if runner == "v1" else [str(HERE / "v2_on_cpu"), str(ROOT)]
+    # this folder by name: with PYTHONSAFEPATH a script's own folder is not searched
+    path = [str(HERE), str(ROOT)] if runner == "v1" else [str(HERE / "v2_on_cpu"), str(HERE), str(ROOT)]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path),
