@@ -179,7 +179,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             shape = half_billion_shape(Path(folder))
             flags = ["--load-format", "dummy"]
-            report["half_billion"] = measure(shape, flags, arguments.repeats, arguments.concurrency, 48)
+            report["half_billion"] = measure(shape, flags, arguments.repeats, max(1, arguments.concurrency // 2), 32)
     text = json.dumps(report, indent=1)
     print(text)
     if arguments.out:
