@@ -10,12 +10,13 @@ import hashlib
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import vllm
 
 from guard import __version__
-from guard.engine.ops import SCHEMA
+from guard.engine.ops import SCHEMAS
 from guard.errors import ConfigurationError, EngineMismatchError
 
 SUPPORTED_VERSIONS = ((0, 32), (0, 33))
@@ -23,7 +24,9 @@ WORKER = "guard.engine.worker.GuardWorker"
 SCHEDULER = "guard.engine.scheduler.GuardScheduler"
 LOGITS_PROCESSOR = "guard.engine.logits:GuardLogitsProcessor"
 CONFIG_KEY = "guard"
-SITES = ("embedding",)
+EMBEDDING_SITE = "embedding"
+# no model has it: packs of users are refused by an engine whose model has no fingerprint
+NO_FINGERPRINT = "fp1:" + "0" * 64
 MIN_SHUTDOWN_TIMEOUT_S = 30
 
 # attribute of the parsed arguments -> why a truthy value is refused
@@ -88,6 +91,20 @@ _FORCED_ENVIRONMENT: dict[str, str] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class EditSettings:
+    """Where activation edits can apply and how many can be resident; part of the engine's identity.
+
+    `sites` as in `guard.site.parse_sites`; `max_slots` resident packs; `max_rank` rows of a low rank, 16 or 32;
+    `fingerprint` of the served model, which every pack must carry.
+    """
+
+    sites: str = "auto"
+    max_slots: int = 64
+    max_rank: int = 16
+    fingerprint: str = NO_FINGERPRINT
+
+
 def check_version() -> None:
     """Raise EngineMismatchError unless the installed vLLM is one that the guard is tested with."""
     numbers = tuple(int(part) for part in vllm.__version__.split("+")[0].split(".")[:2] if part.isdigit())
@@ -96,20 +113,36 @@ def check_version() -> None:
         raise EngineMismatchError(f"vLLM {vllm.__version__} is not supported; install one of {known}")
 
 
-def engine_digest(tensor_parallel: int = 1, pipeline_parallel: int = 1) -> str:
+def engine_digest(tensor_parallel: int = 1, pipeline_parallel: int = 1, edits: EditSettings | None = None) -> str:
     """Identity (32 hex characters) of what the guard adds to the compiled model.
 
     It goes into vLLM's configuration, because vLLM would otherwise load a compiled model of the same configuration that
     was built without the guard's ops.
     """
-    parts = (__version__, SCHEMA, ",".join(SITES), str(tensor_parallel), str(pipeline_parallel))
+    settings = edits or EditSettings()
+    parts = (
+        __version__, *SCHEMAS, EMBEDDING_SITE, settings.sites, str(settings.max_slots), str(settings.max_rank),
+        settings.fingerprint, str(tensor_parallel), str(pipeline_parallel),
+    )
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
 
 
-def additional_config(tensor_parallel: int = 1, pipeline_parallel: int = 1) -> dict[str, Any]:
+def additional_config(
+    tensor_parallel: int = 1, pipeline_parallel: int = 1, edits: EditSettings | None = None,
+) -> dict[str, Any]:
     """The value of `--additional-config` that every guarded engine must carry."""
-    digest = engine_digest(tensor_parallel, pipeline_parallel)
-    return {CONFIG_KEY: {"version": __version__, "sites": list(SITES), "digest": digest}}
+    settings = edits or EditSettings()
+    digest = engine_digest(tensor_parallel, pipeline_parallel, settings)
+    return {CONFIG_KEY: {"version": __version__, "edits": asdict(settings), "digest": digest}}
+
+
+def edit_settings(config: Any) -> EditSettings:
+    """The settings that a final `VllmConfig` carries. Raises EngineMismatchError when they are missing or damaged."""
+    found = _mapping(_mapping(config.additional_config).get(CONFIG_KEY)).get("edits")
+    try:
+        return EditSettings(**_mapping(found))
+    except TypeError as error:
+        raise EngineMismatchError("the engine's configuration holds no settings of edits; use `guard serve`") from error
 
 
 def forced_environment() -> dict[str, str]:
@@ -117,7 +150,7 @@ def forced_environment() -> dict[str, str]:
     return dict(_FORCED_ENVIRONMENT)
 
 
-def forced_arguments(arguments: Namespace) -> dict[str, Any]:
+def forced_arguments(arguments: Namespace, edits: EditSettings | None = None) -> dict[str, Any]:
     """Arguments that the launcher overwrites, by attribute name of vLLM's parsed arguments.
 
     Call `check_arguments` first: it refuses conflicting choices of the user instead of hiding them.
@@ -125,7 +158,7 @@ def forced_arguments(arguments: Namespace) -> dict[str, Any]:
     tensor_parallel = getattr(arguments, "tensor_parallel_size", 1)
     pipeline_parallel = getattr(arguments, "pipeline_parallel_size", 1)
     config = {**_mapping(getattr(arguments, "additional_config", None)),
-              **additional_config(tensor_parallel, pipeline_parallel)}
+              **additional_config(tensor_parallel, pipeline_parallel, edits)}
     return {
         **_OURS,
         "logits_processors": [LOGITS_PROCESSOR],
@@ -177,7 +210,9 @@ def check_config(config: Any) -> None:
     check_version()
     check_environment(os.environ)
     parallel, scheduler, model = config.parallel_config, config.scheduler_config, config.model_config
-    expected = engine_digest(parallel.tensor_parallel_size, parallel.pipeline_parallel_size)
+    expected = engine_digest(
+        parallel.tensor_parallel_size, parallel.pipeline_parallel_size, edit_settings(config)
+    )
     found = _mapping(config.additional_config).get(CONFIG_KEY)
     if not isinstance(found, Mapping) or found.get("digest") != expected:
         raise EngineMismatchError(
@@ -201,6 +236,18 @@ def check_config(config: Any) -> None:
         if wrong:
             raise ConfigurationError(f"{flag} has a value that cannot be used with the guard; use `guard serve`")
     _check_drafter(config)
+
+
+def compile_counters() -> dict[str, int]:
+    """What torch.compile has done in this process: graphs traced, breaks, recompilations, Inductor builds."""
+    from torch._dynamo.utils import counters
+
+    return {
+        "graphs": int(counters["stats"]["unique_graphs"]),
+        "graph_breaks": sum(int(count) for count in counters["graph_break"].values()),
+        "recompiles": sum(int(count) for count in counters["recompiles"].values()),
+        "inductor_builds": int(counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_bypass"]),
+    }
 
 
 def _check_drafter(config: Any) -> None:

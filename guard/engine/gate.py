@@ -89,6 +89,4 @@ def _verified(request: EngineCoreRequest, key: bytes, now_s: float) -> Ticket:
         raise TicketError("guard ticket states another prompt length")
     if not ticket.salt:
         raise TicketError("guard ticket has no cache salt")
-    if ticket.plan.edits:
-        raise TicketError("guard ticket asks for activation edits, which this engine does not apply")
     return ticket

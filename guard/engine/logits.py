@@ -24,7 +24,8 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 from guard.classifiers.automaton import START, Automaton, State
 from guard.classifiers.vocabulary import Vocabulary
 from guard.engine.constraints import SLOTS, ConstraintStore, constraint_store
-from guard.errors import ConfigurationError, GuardError
+from guard.engine.resident_edits import edits_resident
+from guard.errors import ConfigurationError, GuardError, ResidencyError
 from guard.kernels.mask import BLOCKED, DeviceBank, mask_tokens, only_end_tokens, rescue_empty
 from guard.plan import MAX_EXEMPT_PATTERNS
 from guard.ticket import EXTRA_ARG, read_key, verify
@@ -78,6 +79,8 @@ def rule_of(params: SamplingParams, store: ConstraintStore) -> Rule | None:
     """The rule of a request, None when its plan has no constraint. Whatever is wrong with the ticket: FORBIDDEN."""
     try:
         ticket = verify((params.extra_args or {}).get(EXTRA_ARG), read_key(), token_ids=None, now_s=None)
+        if not edits_resident(ticket.plan):
+            raise ResidencyError("an edit of its plan is not resident")
         constraint = ticket.plan.constraint
         if constraint is None:
             return None

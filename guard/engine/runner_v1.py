@@ -50,11 +50,11 @@ class GuardRunnerV1(_Base):
             self._guard_resync(list(rows))
         router = self.guard_router
         scheduled: dict[int, tuple[int, int]] = {}
-        if router.ranges:
+        if router.planned:
             computed = self.input_batch.num_computed_tokens_cpu
             for row, request_id in enumerate(rows):
                 request_slot = self._guard_slot_of[request_id]
-                if request_slot in router.ranges:
+                if router.has_plan(request_slot):
                     scheduled[request_slot] = (int(computed[row]), int(num_scheduled_tokens[row]))
         # the padded size is decided later, so the whole buffer is written
         router.mark(

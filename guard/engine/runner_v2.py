@@ -48,9 +48,9 @@ class GuardRunnerV2(_Base):
         batch = super().prepare_inputs(*args, **kwargs)
         router = self.guard_router
         scheduled: dict[int, tuple[int, int]] = {}
-        if router.ranges:
+        if router.planned:
             for row, request_slot in enumerate(batch.idx_mapping_np[: batch.num_reqs].tolist()):
-                if request_slot in router.ranges:
+                if router.has_plan(request_slot):
                     first, count = int(batch.num_computed_tokens_np[row]), int(batch.num_scheduled_tokens[row])
                     scheduled[request_slot] = (first, count)
         router.mark(

@@ -1,7 +1,7 @@
 """`--scheduler-cls guard.engine.scheduler.GuardScheduler`: the tripwire behind the gate.
 
-Its import installs the gate, its construction refuses to go on without it, and it counts which automata requests in the
-engine still refer to, so that a forget-list is not taken out of memory under a running request. It changes no decision
+Its import installs the gate, its construction refuses to go on without it, and it counts which automata and packs the
+requests in the engine still refer to. It changes no decision
 of vLLM's scheduler, and it never raises for a request: an exception here would end the engine.
 """
 
@@ -33,27 +33,26 @@ class GuardScheduler(Scheduler):
         if not gate.installed_everywhere():
             raise EngineMismatchError("the guard's request gate is not in place; refusing to start the engine")
         super().__init__(*args, **kwargs)
-        self._guard_digests: dict[str, str] = {}  # request id -> automaton digest
+        self._guard_digests: dict[str, tuple[str, ...]] = {}  # request id -> digests of automaton and packs
         self._guard_references: Counter[str] = Counter()
 
     def add_request(self, request: Request) -> None:
-        """Count the automaton of an admitted request, then add it."""
-        digest = _automaton_digest(request)
-        if digest is not None and request.request_id not in self._guard_digests:
-            self._guard_digests[request.request_id] = digest
-            self._guard_references[digest] += 1
+        """Count what an admitted request refers to, then add it."""
+        digests = _digests(request)
+        if digests and request.request_id not in self._guard_digests:
+            self._guard_digests[request.request_id] = digests
+            self._guard_references.update(digests)
         super().add_request(request)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        digest = self._guard_digests.pop(request.request_id, None)
-        if digest is not None:
+        for digest in self._guard_digests.pop(request.request_id, ()):
             self._guard_references[digest] -= 1
             if self._guard_references[digest] <= 0:
                 del self._guard_references[digest]
         return super()._free_request(request, *args, **kwargs)
 
     def guard_counters(self) -> dict[str, Any]:
-        """Gate counts and `references`: requests in the engine per automaton digest."""
+        """Gate counts and `references`: requests in the engine per digest of an automaton or pack."""
         # copied at once: requests come and go on the engine's thread only, which also runs this call
         return {**gate.counters(), "references": dict(self._guard_references)}
 
@@ -62,11 +61,12 @@ class GuardAsyncScheduler(GuardScheduler, AsyncScheduler):
     """The same for asynchronous scheduling; chosen by `GuardScheduler` itself."""
 
 
-def _automaton_digest(request: Request) -> str | None:
-    """The digest of an admitted request's automaton. The gate has checked signature, prompt and expiry."""
+def _digests(request: Request) -> tuple[str, ...]:
+    """What an admitted request refers to. The gate has checked signature, prompt and expiry."""
     extra = request.sampling_params.extra_args if request.sampling_params else None
     try:
-        ticket = verify((extra or {}).get(EXTRA_ARG), read_key(), token_ids=None, now_s=None)
+        plan = verify((extra or {}).get(EXTRA_ARG), read_key(), token_ids=None, now_s=None).plan
     except TicketError:
-        return None
-    return ticket.plan.constraint.digest if ticket.plan.constraint else None
+        return ()
+    constraint = (plan.constraint.digest,) if plan.constraint else ()
+    return (*constraint, *(edit.pack for edit in plan.edits))

@@ -2,8 +2,9 @@
 
 A compiled model can be loaded from a cache, a plugin can be dropped and a version can move a method without any error
 message. So the API process sends requests whose outcome is known: a planned prompt must move the corruption counter of
-every first-stage rank by exactly the planned tokens, an unplanned one must not, a request without a ticket must be
-refused, and a token that spells a planted word must be masked although it is the only one that the request allows.
+every first-stage rank by exactly the planned tokens, an edited one the counters of every site by its tokens, an
+unplanned one neither, a request without a ticket must be refused, and a token that spells a planted word must be masked
+although it is the only one that the request allows.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from guard import __version__
 from guard.classifiers.automaton import Automaton
 from guard.classifiers.vocabulary import Vocabulary
+from guard.engine.selftest_edits import check_edits
 from guard.errors import EngineMismatchError
-from guard.plan import Constraint, Corruption, Plan
+from guard.plan import Constraint, Corruption, EditLane, Plan
 from guard.ticket import EXTRA_ARG, cache_salt, sign
 
 _PROMPT_TOKENS = 8
@@ -41,6 +43,7 @@ async def selftest(engine_client: Any, tokenizer: Any, key: bytes) -> dict[str, 
     empty = Plan(tenant_index=0, policy_version=_version(), prompt_length=len(ids))
     plain = await _moved(engine_client, ids, empty, key)
     _require(all(not moved["corrupted_tokens"] for moved in plain), "a request without a plan was corrupted")
+    _require(all(not moved["edited_tokens"] for moved in plain), "a request without a plan was edited")
     corruption = Corruption(kind="gauss", rho=1.0, seed=1, ranges=_RANGES)
     planned = Plan(tenant_index=0, policy_version=_version(), prompt_length=len(ids), corruption=corruption)
     moved = await _moved(engine_client, ids, planned, key)
@@ -54,10 +57,13 @@ async def selftest(engine_client: Any, tokenizer: Any, key: bytes) -> dict[str, 
     tokens, finish = await _generate(engine_client, ids, None, key, None)
     _require(not tokens, f"a request without a ticket was answered (finish reason {finish!r})")
     masked = await _check_mask(engine_client, tokenizer, ids, key)
+    sites = await check_edits(
+        engine_client, pings, lambda edits: _moved_by_edits(engine_client, ids, edits, key)
+    )
     return {
         "ranks": len(pings), "runner": pings[0]["runner"], "embedding": pings[0]["embedding"],
         "layers": len(pings[0]["layers"]), "corrupted_tokens": planned.corrupted_tokens(), "masked_token": masked,
-        "ticket": "required",
+        "sites": sites, "ticket": "required",
     }
 
 
@@ -95,6 +101,13 @@ async def _check_mask(engine_client: Any, tokenizer: Any, ids: Sequence[int], ke
         await engine_client.collective_rpc("guard_release", args=("constraint", automaton.digest))
     _require(bool(tokens) and token not in tokens, "a forbidden word was generated; the mask is not in place")
     return token
+
+
+async def _moved_by_edits(
+    engine_client: Any, ids: Sequence[int], edits: tuple[EditLane, ...], key: bytes
+) -> list[dict[str, int]]:
+    plan = Plan(tenant_index=0, policy_version=_version(), prompt_length=len(ids), edits=edits)
+    return await _moved(engine_client, ids, plan, key)
 
 
 async def _moved(engine_client: Any, ids: Sequence[int], plan: Plan, key: bytes) -> list[dict[str, int]]:

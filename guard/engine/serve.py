@@ -11,9 +11,12 @@ import socket
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guard.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from guard.engine.compat import EditSettings
 
 # attribute of the parsed arguments -> why a truthy value is refused here, in the API process
 REFUSED: dict[str, str] = {
@@ -40,8 +43,14 @@ def prepare_environment() -> None:
     os.environ.update(compat.forced_environment() | QUIET_ENVIRONMENT)
 
 
-def build_arguments(model: str, extra: Sequence[str], *, served_name: str | None, drain_timeout_s: int) -> Namespace:
-    """vLLM's parsed arguments for `MODEL [flags]`. Raises ConfigurationError for a flag that cannot be guarded."""
+def build_arguments(
+    model: str, extra: Sequence[str], *, served_name: str | None, drain_timeout_s: int,
+    edits: EditSettings | None = None,
+) -> Namespace:
+    """vLLM's parsed arguments for `MODEL [flags]`, with the guard's own; `edits` None means the defaults.
+
+    Raises ConfigurationError for a flag that cannot be guarded.
+    """
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -56,7 +65,7 @@ def build_arguments(model: str, extra: Sequence[str], *, served_name: str | None
         if getattr(args, name, None):
             raise ConfigurationError(f"{flag_of(name)} cannot be used with the guard: {reason}; remove it")
     args.shutdown_timeout = args.shutdown_timeout or drain_timeout_s
-    for name, value in compat.forced_arguments(args).items():
+    for name, value in compat.forced_arguments(args, edits).items():
         setattr(args, name, value)
     args.model = model
     args.host = args.host or DEFAULT_HOST

@@ -7,18 +7,22 @@ start, unlike one of an entry-point plugin.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.platforms import current_platform
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from guard import __version__
 from guard.engine import compat, layers, ops
-from guard.engine.constraints import constraint_store
+from guard.engine.constraints import ConstraintStore, constraint_store
+from guard.engine.resident_edits import edit_slots, install_edits, local_sites
 from guard.engine.routing import PlanRouter
 from guard.engine.runner_v1 import GuardRunnerV1
 from guard.engine.runner_v2 import GuardRunnerV2
 from guard.errors import EngineMismatchError, ResidencyError
+from guard.packs.bank import EditSlots
 from guard.ticket import read_key
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ elif current_platform.is_cuda_alike():
 else:
     raise EngineMismatchError(f"the guard does not support vLLM's platform {current_platform.device_name!r}")
 
-CONSTRAINT = "constraint"
+CONSTRAINT, EDIT = "constraint", "edit"
 
 
 class GuardWorker(_Base):
@@ -50,52 +54,83 @@ class GuardWorker(_Base):
         runner.__class__ = type("Guarded" + type(runner).__name__, (guarded, type(runner)), {})
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Load the weights, allocate the guard's memory (before the cache is sized) and wrap the embedding."""
+        """Load the weights, allocate the guard's memory (before the cache is sized) and wrap embedding and sites."""
         super().load_model(*args, **kwargs)
         runner: Any = self.model_runner
         capacity = max([runner.max_num_tokens, *(self.vllm_config.compilation_config.cudagraph_capture_sizes or [])])
         device: torch.device = runner.device
-        buffers = ops.EngineBuffers.allocate(capacity, runner.max_num_reqs, device)
-        ops.install(buffers)
         model = runner.get_model()
+        width = self.model_config.get_inputs_embeds_size()
+        self._guard_layers = layers.find_decoder_layers(model)
+        bank = install_edits(
+            model, compat.edit_settings(self.vllm_config), num_layers=self._guard_num_layers(),
+            width=self.model_config.get_hidden_size(), dtype=self.model_config.dtype, device=device,
+        )
+        buffers = ops.EngineBuffers.allocate(capacity, runner.max_num_reqs, device, bank)
+        ops.install(buffers)
         self._guard_embedding = ""
         if self._guard_first_stage():
-            width = self.model_config.get_inputs_embeds_size()
             self._guard_embedding = layers.wrap_embedding(model, width, device)
-        self._guard_layers = layers.find_decoder_layers(model)
-        runner.guard_attach(PlanRouter(buffers))
+        runner.guard_attach(PlanRouter(buffers, edit_slots()))
 
     def guard_ping(self) -> dict[str, Any]:
         """What this rank runs; the API process compares it over all ranks."""
         runner: Any = self.model_runner
+        settings = compat.edit_settings(self.vllm_config)
         return {
             "version": __version__,
             "digest": compat.engine_digest(
-                self.parallel_config.tensor_parallel_size, self.parallel_config.pipeline_parallel_size
+                self.parallel_config.tensor_parallel_size, self.parallel_config.pipeline_parallel_size, settings
             ),
             "rank": self.rank,
             "runner": "v2" if isinstance(runner, GuardRunnerV2) else "v1",
             "embedding": self._guard_embedding,
             "first_stage": self._guard_first_stage(),
             "layers": list(self._guard_layers),
+            "sites": [str(site) for site in local_sites()],
+            "num_layers": self._guard_num_layers(),
+            "width": self.model_config.get_hidden_size(),
+            "max_slots": settings.max_slots,
+            "max_rank": settings.max_rank,
+            "fingerprint": settings.fingerprint,
+            "compiled": compat.compile_counters(),
         }
 
     def guard_stage(self, kind: str, path: str, digest: str) -> None:
-        """Read an intervention from disk. Raises PackError or ResidencyError."""
-        _store(kind).stage(path, digest)
+        """Read an intervention from disk, a pack of edits in the background. Raises PackError or ResidencyError."""
+        if kind == EDIT:
+            _edits().stage(Path(path), digest)
+        else:
+            _constraints(kind).stage(path, digest)
+
+    def guard_staged(self, kind: str, digest: str) -> str:
+        """`loading`, `ready` or `resident`. Raises PackError or ResidencyError with what was wrong."""
+        if kind != EDIT:
+            raise ResidencyError(f"interventions of kind {kind!r} are not read in the background")
+        return str(_edits().staged(digest))
 
     def guard_commit(self, kind: str, digest: str) -> int:
         """Put a staged intervention into a free slot and return the slot. Raises ResidencyError."""
-        return int(_store(kind).commit(digest))
+        if kind == EDIT:
+            # copies to the device from pinned memory, in the order of the current stream
+            with gpu_sync_allowed():
+                return int(_edits().commit(digest))
+        return int(_constraints(kind).commit(digest))
 
     def guard_release(self, kind: str, digest: str) -> None:
         """Free the slot of an intervention that no request refers to any more."""
-        _store(kind).release(digest)
+        if kind == EDIT:
+            _edits().release(digest)
+        else:
+            _constraints(kind).release(digest)
 
     def guard_counters(self) -> dict[str, int]:
         """Enforcement counters of this rank since its start."""
         runner: Any = self.model_runner
         return {**runner.guard_router.counters(), **constraint_store().counters()}
+
+    def _guard_num_layers(self) -> int:
+        return int(self.model_config.get_total_num_hidden_layers())
 
     def _guard_first_stage(self) -> bool:
         from vllm.distributed import get_pp_group  # needs the process groups of a started worker
@@ -103,7 +138,14 @@ class GuardWorker(_Base):
         return bool(get_pp_group().is_first_rank)
 
 
-def _store(kind: str) -> Any:
+def _constraints(kind: str) -> ConstraintStore:
     if kind != CONSTRAINT:
-        raise ResidencyError(f"this engine holds no interventions of kind {kind!r}; known: {CONSTRAINT}")
+        raise ResidencyError(f"this engine holds no interventions of kind {kind!r}; known: {CONSTRAINT}, {EDIT}")
     return constraint_store()
+
+
+def _edits() -> EditSlots:
+    slots = edit_slots()
+    if slots is None:
+        raise ResidencyError("this engine has no steerable sites; start it with --guard-sites")
+    return slots

@@ -14,6 +14,7 @@ BATCH = 16
 TOP = 5
 SHORT, LONG, PREEMPTED = 24, 150, 190
 LIFETIME_S = 3600.0
+EDIT_SLOTS = 6
 
 
 def prompt_ids(seed: int, length: int, vocab_size: int = 4096) -> list[int]:

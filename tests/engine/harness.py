@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cases import BATCH, BLOCK_TOKENS, CACHE_BLOCKS, CHUNK_TOKENS, TOP, plan
+from cases import BATCH, BLOCK_TOKENS, CACHE_BLOCKS, CHUNK_TOKENS, EDIT_SLOTS, TOP, plan
 
 from guard.plan import Plan
 from guard.ticket import cache_salt, read_key, sign
@@ -180,9 +180,14 @@ def engine_arguments(model: str, guarded: bool, runner: str, ngram: bool) -> Any
         }
     if guarded:
         from guard.engine import compat
+        from guard.packs.fingerprint import model_fingerprint
 
         options |= {
             "worker_cls": compat.WORKER, "scheduler_cls": compat.SCHEDULER,
-            "logits_processors": [compat.LOGITS_PROCESSOR], "additional_config": compat.additional_config(),
+            "logits_processors": [compat.LOGITS_PROCESSOR], "additional_config": compat.additional_config(
+                edits=compat.EditSettings(
+                    sites="all", max_slots=EDIT_SLOTS, fingerprint=model_fingerprint(Path(model))
+                )
+            ),
         }
     return AsyncEngineArgs(**options)

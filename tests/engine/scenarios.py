@@ -1,6 +1,6 @@
 """Runs one real engine through all scenarios and writes what it observed as JSON; started as a process by the tests.
 
-usage: scenarios.py guarded|stock v1|v2 MODEL_FOLDER OUTPUT_FILE [--ngram]
+usage: scenarios.py guarded|stock v1|v2 MODEL_FOLDER OUTPUT_FILE [--ngram|--again]
 
 `stock` is plain vLLM without the guard and runs only what guarded results are compared with.
 """
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import edit_scenarios
 from cases import (
     BATCH,
     BATCH_PROMPTS,
@@ -34,16 +35,17 @@ from cases import (
 from harness import Engine, ForbiddenWords, FrozenCounters, drafted_tokens, engine_arguments, moved, preemptions
 
 from guard.errors import EngineMismatchError
+from guard.packs.fingerprint import model_fingerprint
 from guard.plan import Constraint, EditLane, Plan
 from guard.ticket import create_key, read_key, sign
 
 
-async def compared_with_stock(engine: Engine) -> dict[str, Any]:
-    """Runs on both engines: the unguarded request alone, and the first of 16."""
+async def compared_with_stock(engine: Engine, edits: tuple[EditLane, ...] = ()) -> dict[str, Any]:
+    """Runs on both engines: the unguarded request alone, and the first of 16; the others are corrupted and edited."""
     plans: list[Plan | None] = [None] * BATCH
     if engine.guarded:
         plans = [None] + [
-            plan(len(ids), corruption=corruption(row, (2, 12))) for row, ids in enumerate(BATCH_PROMPTS[1:], 1)
+            plan(len(ids), corruption=corruption(row, (2, 12)), edits=edits[: row % 5]) for row, ids in enumerate(BATCH_PROMPTS[1:], 1)
         ]
     return {
         "alone": vars(await engine.ask(PROMPT_ALONE)),
@@ -222,10 +224,12 @@ async def observe(engine: Engine, model: str, ngram: bool) -> dict[str, Any]:
     from guard.engine.selftest import selftest
 
     tokenizer = AutoTokenizer.from_pretrained(model)
+    fingerprint = model_fingerprint(Path(model))
     words = await ForbiddenWords.load(engine, tokenizer)
     if ngram:
         report = await selftest(engine.client, tokenizer, read_key())
         seen = {"drafted": await drafted(engine, words), "constrained": await constrained(engine, words)}
+        seen["edits"] = await edit_scenarios.drafted(engine, fingerprint)
         return {"selftest": report, **seen}
     report = await selftest(engine.client, tokenizer, read_key())
     results: dict[str, Any] = {"selftest": report, "unhealthy": {}}
@@ -236,7 +240,8 @@ async def observe(engine: Engine, model: str, ngram: bool) -> dict[str, Any]:
             await selftest(client, tokenizer, key)
         except EngineMismatchError as error:
             results["unhealthy"][name] = str(error)
-    results["stock"] = await compared_with_stock(engine)
+    async with edit_scenarios.lanes(engine, fingerprint) as edits:
+        results["stock"] = await compared_with_stock(engine, edits)
     for name, scenario in (
         ("corrupted", corrupted), ("cached", cached), ("mixed", mixed), ("refused", refused), ("dummy", dummy),
         ("preempted", preempted), ("seeded_in_chunks", seeded_in_chunks),
@@ -247,8 +252,16 @@ async def observe(engine: Engine, model: str, ngram: bool) -> dict[str, Any]:
     results["preempted_and_constrained"] = await preempted_and_constrained(engine, words)
     results["constrained"] = await constrained(engine, words)
     await engine.client.collective_rpc("guard_release", args=("constraint", words.digest))
+    results["edits"] = await edit_scenarios.observe(engine, fingerprint)
     results["ping"] = await engine.client.collective_rpc("guard_ping")
     return results
+
+
+def compiled(worker: Any) -> dict[str, int]:
+    """Runs in a stock worker, which has no `guard_ping`: what torch.compile did there."""
+    from guard.engine.compat import compile_counters
+
+    return compile_counters()
 
 
 async def main() -> None:
@@ -261,7 +274,18 @@ async def main() -> None:
 
     client = AsyncLLM.from_engine_args(engine_arguments(model, guarded, runner, ngram))
     try:
-        results = await observe(Engine(client, guarded), model, ngram)
+        if "--again" in sys.argv:
+            from transformers import AutoTokenizer
+
+            from guard.engine.selftest import selftest
+
+            results = {"selftest": await selftest(client, AutoTokenizer.from_pretrained(model), read_key())}
+        else:
+            results = await observe(Engine(client, guarded), model, ngram)
+        if guarded:
+            results["compiled"] = (await client.collective_rpc("guard_ping"))[0]["compiled"]
+        else:
+            results["compiled"] = (await client.collective_rpc(compiled))[0]
     finally:
         client.shutdown()
     results["environment"] = {"runner": runner, "kind": kind, "process": os.getpid()}
