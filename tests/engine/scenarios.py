@@ -45,7 +45,8 @@ async def compared_with_stock(engine: Engine, edits: tuple[EditLane, ...] = ()) 
     plans: list[Plan | None] = [None] * BATCH
     if engine.guarded:
         plans = [None] + [
-            plan(len(ids), corruption=corruption(row, (2, 12)), edits=edits[: row % 5]) for row, ids in enumerate(BATCH_PROMPTS[1:], 1)
+            plan(len(ids), corruption=corruption(row, (2, 12)), edits=edits[: row % 5])
+            for row, ids in enumerate(BATCH_PROMPTS[1:], 1)
         ]
     return {
         "alone": vars(await engine.ask(PROMPT_ALONE)),
