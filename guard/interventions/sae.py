@@ -1,0 +1,77 @@
+"""Sparse-autoencoder features set to a value, with the error term kept.
+
+Of the autoencoder only the r guarded features are needed: decoding is linear, so replacing f_S by f'_S in
+decode(encode(x)) + error gives exactly x' = x + (f'_S - f_S) W_dec[S]; the decoder's bias and all other features
+cancel.
+
+    z_i = <encoder_i, x> + encoder_bias_i;   f_i = z_i if z_i > threshold_i else 0
+
+  gate `own`    a feature that fires is set to `value` (clamping, arXiv 2410.19278 section 3)
+  gate `any`    where one of the features fires all of them are set to `value` (DSG, arXiv 2504.08192; value = -c).
+                DSG's test on the whole sequence, the share of tokens where a feature fires, is not part of the edit:
+                the detector decides which requests are edited.
+
+ReLU (threshold 0), JumpReLU and gated autoencoders have this form; `guard.packs.import_sae` folds their variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Unpack
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from guard.kernels.edit_formula import EditRow
+from guard.packs.edit_format import Origin, Rows, checked, parameters_of, save_edit, tensors_by_site
+from guard.packs.format import Pack
+from guard.site import Site
+
+METHOD = "sae"
+TENSORS = {"encoder": 2, "encoder_bias": 1, "threshold": 1, "decoder": 2}
+
+
+class SaeConfig(BaseModel):
+    """`value`: what an edited feature becomes, in the autoencoder's units; `gate`: see the module."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    value: Annotated[float, Field(ge=-1e6, le=1e6)]
+    gate: Literal["own", "any"] = "own"
+
+
+@dataclass(frozen=True, slots=True)
+class SaeFeatures:
+    """Some features of an autoencoder: encoder [r, d] (columns of W_enc as rows), encoder_bias [r], threshold [r],
+    decoder [r, d]."""
+
+    encoder: Tensor
+    encoder_bias: Tensor
+    threshold: Tensor
+    decoder: Tensor
+
+
+def save_sae(path: Path, features: Mapping[Site, SaeFeatures], config: SaeConfig, **origin: Unpack[Origin]) -> Pack:
+    """Write a pack of features. Raises PackError."""
+    tensors = {site: {name: getattr(part, name) for name in TENSORS} for site, part in features.items()}
+    return save_edit(path, METHOD, tensors, config, rows, **origin)
+
+
+def rows(pack: Pack) -> Rows:
+    """read = encoder, write = decoder, gain -1, offset = value. Raises PackError."""
+    config = parameters_of(pack, SaeConfig)
+    return checked({
+        site: clamp_row(SaeFeatures(**tensors), config) for site, tensors in tensors_by_site(pack, TENSORS).items()
+    })
+
+
+def clamp_row(features: SaeFeatures, config: SaeConfig) -> EditRow:
+    """The edit row that sets `features` to the value of `config`; its shapes are not checked."""
+    rank = features.encoder.shape[0]
+    return EditRow(
+        read=features.encoder, write=features.decoder, bias=features.encoder_bias, threshold=features.threshold,
+        gain=torch.full((rank,), -1.0), offset=torch.full((rank,), config.value), any_gate=config.gate == "any",
+    )

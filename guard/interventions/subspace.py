@@ -1,0 +1,71 @@
+"""Subspace projection: what lies in the span of Q is removed, x' = m + (I - Q^T Q)(x - m).
+
+With orthonormal rows Q [r, d] and a mean m [d] (0 when absent):
+  m = 0, r = 1      directional ablation, arXiv 2406.11717
+  m = 0, r > 1      projection on the complement of a concept subspace, as SAFREE's I - P_C, arXiv 2410.12761 eq. 3,
+                    here on hidden states instead of text embeddings
+  m != 0            affine concept erasure: what is left lies where the mean does, arXiv 2411.09003
+
+Computed as x - (Qx - Qm) Q, never with a d x d matrix. Keep Q in float32: rounding to bfloat16 breaks orthonormality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from guard.errors import PackError
+from guard.kernels.edit_formula import ALWAYS, EditRow
+from guard.packs.edit_format import NoParameters, Origin, Rows, checked, parameters_of, save_edit, tensors_by_site
+from guard.packs.format import Pack
+from guard.site import Site
+
+METHOD = "subspace"
+TENSORS = {"basis": 2, "mean": 1}
+# largest deviation of Q Q^T from the identity
+ORTHONORMAL_TOLERANCE = 1e-4
+
+
+def save_subspace(
+    path: Path, bases: Mapping[Site, Tensor], means: Mapping[Site, Tensor] | None = None, **origin: Unpack[Origin]
+) -> Pack:
+    """Write a pack of orthonormal bases [r, d] with optional means [d] of the same sites. Raises PackError."""
+    tensors = {site: {"basis": basis} for site, basis in bases.items()}
+    for site, mean in (means or {}).items():
+        if site not in tensors:
+            raise PackError(f"a mean is given for {site}, but no basis")
+        tensors[site]["mean"] = mean
+    return save_edit(path, METHOD, tensors, NoParameters(), rows, **origin)
+
+
+def rows(pack: Pack) -> Rows:
+    """read = write = Q, bias = -Q m, gain -1 always. Raises PackError, also when Q is not orthonormal."""
+    parameters_of(pack, NoParameters)
+    found = {}
+    for site, tensors in tensors_by_site(pack, TENSORS, optional={"mean"}).items():
+        try:
+            found[site] = projection_row(tensors["basis"], tensors.get("mean"))
+        except ValueError as exc:
+            raise PackError(f"site {site}: {exc}") from exc
+    return checked(found)
+
+
+def projection_row(basis: Tensor, mean: Tensor | None = None) -> EditRow:
+    """The edit row of a basis [r, d] with orthonormal rows and a mean [d]. Raises ValueError."""
+    rank, width = basis.shape
+    if mean is not None and mean.shape != (width,):
+        raise ValueError(f"mean must be {[width]}, got {list(mean.shape)}")
+    gram = basis.double() @ basis.double().T
+    deviation = float((gram - torch.eye(rank, dtype=torch.float64)).abs().max())
+    # written so that NaN is refused too
+    if not deviation <= ORTHONORMAL_TOLERANCE:
+        raise ValueError(f"the basis is not orthonormal: Q Q^T differs from the identity by {deviation:.2g}")
+    bias = torch.zeros(rank) if mean is None else -(basis.float() @ mean.float())
+    return EditRow(
+        read=basis, write=basis, bias=bias, gain=torch.full((rank,), -1.0), offset=torch.zeros(rank),
+        threshold=torch.full((rank,), ALWAYS),
+    )
