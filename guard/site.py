@@ -39,7 +39,7 @@ class Site:
         layer, dot, place = text.partition(".")
         if not dot or not layer.isascii() or not layer.isdigit() or len(layer) > 4 or place not in PLACES:
             raise ConfigurationError(f"{text!r} is not a site; write LAYER.PLACE with PLACE one of {', '.join(PLACES)}")
-        return cls(int(layer), cast("Place", place))
+        return cls(int(layer), place)
 
 
 def parse_sites(text: str, num_layers: int) -> tuple[Site, ...]:

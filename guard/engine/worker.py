@@ -64,7 +64,7 @@ class GuardWorker(_Base):
         self._guard_layers = layers.find_decoder_layers(model)
         bank = install_edits(
             model, compat.edit_settings(self.vllm_config), num_layers=self._guard_num_layers(),
-            width=self.model_config.get_hidden_size(), dtype=self.model_config.dtype, device=device,
+            width=self.model_config.get_hidden_size(), dtype=runner.dtype, device=device,
         )
         buffers = ops.EngineBuffers.allocate(capacity, runner.max_num_reqs, device, bank)
         ops.install(buffers)

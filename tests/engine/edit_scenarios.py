@@ -30,7 +30,8 @@ class Residents:
 
     def pack(self, name: str) -> Pack:
         """A pack by name."""
-        return self.packs[name][1]
+        pack: Pack = self.packs[name][1]
+        return pack
 
     async def load(self, *names: str) -> None:
         """Make packs resident."""
@@ -46,7 +47,8 @@ class Residents:
 
 def edit_plan(length: int, *edits: EditLane, **parts: Any) -> Plan:
     """A plan with these lanes."""
-    return plan(length, edits=edits, **parts)
+    made: Plan = plan(length, edits=edits, **parts)
+    return made
 
 
 @asynccontextmanager
@@ -169,7 +171,8 @@ async def more_tenants_than_slots(engine: Engine, residents: Residents) -> dict[
         pack = made[tenant][1]
         await residency.acquire((pack.content_hash,))
         try:
-            return vars(await engine.ask(EDITED, edit_plan(len(EDITED), lane(pack), tenant=tenant), max_tokens=8))
+            seen = await engine.ask(EDITED, edit_plan(len(EDITED), lane(pack), tenant=tenant), max_tokens=8)
+            return dict(vars(seen))
         finally:
             residency.release((pack.content_hash,))
 

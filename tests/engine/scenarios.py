@@ -286,7 +286,7 @@ async def main() -> None:
         if guarded:
             results["compiled"] = (await client.collective_rpc("guard_ping"))[0]["compiled"]
         else:
-            results["compiled"] = (await client.collective_rpc(compiled))[0]
+            results["compiled"] = (await client.collective_rpc(compiled))[0]  # type: ignore[arg-type]
     finally:
         client.shutdown()
     results["environment"] = {"runner": runner, "kind": kind, "process": os.getpid()}
