@@ -30,7 +30,7 @@ def compares_answers(tenant: Tenant) -> bool:
     """Whether sentences of any answer to this tenant can ever be compared by meaning."""
     policy = tenant.policy
     checked = policy.output.enabled and policy.output.semantic
-    return tenant.guarded and checked and policy.action == "forget" and policy.detector.mode != "never"
+    return tenant.listed and checked and policy.action == "forget" and policy.detector.mode != "never"
 
 
 def answer_texts(target: Target) -> list[str]:

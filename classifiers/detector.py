@@ -83,7 +83,7 @@ class Detector:
 
         Raises ConfigurationError when answers are to be compared by meaning and there is no encoder.
         """
-        if not tenant.guarded or tenant.policy.detector.mode == "never":
+        if not tenant.listed or tenant.policy.detector.mode == "never":
             return
         if compares_answers(tenant):
             if self._answers is None:
@@ -116,7 +116,7 @@ class Detector:
     async def detect(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
         """The targets that `prompt` touches; UNKNOWN when the detector fails, gives NaN or exceeds its time."""
         policy = tenant.policy.detector
-        if not tenant.guarded or policy.mode == "never":
+        if not tenant.listed or policy.mode == "never":
             return NOTHING
         try:
             return await asyncio.wait_for(self._detect(tenant, prompt), policy.timeout_s)

@@ -120,7 +120,7 @@ def semantic_texts(targets: Sequence[Target], numbers: Sequence[int]) -> tuple[l
 def needs_encoder(tenant: Tenant) -> bool:
     """Whether any request of this tenant can ever need a sentence vector."""
     policy: DetectorPolicy = tenant.policy.detector
-    return tenant.guarded and policy.mode == "auto" and (policy.semantic or policy.head)
+    return tenant.listed and policy.mode == "auto" and (policy.semantic or policy.head)
 
 
 def _train_head(

@@ -11,6 +11,7 @@ CorruptionKind = Literal["gauss", "zero_top", "flip_sign", "erase"]
 Phase = Literal["prompt", "generation", "both"]
 MAX_EXEMPT_PATTERNS = 16
 MAX_LANES = 4
+MAX_STRENGTH = 100.0
 
 
 class _Frozen(BaseModel):
@@ -53,11 +54,16 @@ class EditLane(_Frozen):
 
 
 class Plan(_Frozen):
-    """The whole plan of a request. A plan without interventions is the empty plan: bitwise stock vLLM."""
+    """The whole plan of a request. A plan without interventions is the empty plan: bitwise stock vLLM.
+
+    `answer_start` is set when an answer goes on after a roll-back: the tokens from there on were generated, although
+    they are now sent as a part of the prompt, and edits treat them so.
+    """
 
     tenant_index: Annotated[int, Field(ge=0)]
     policy_version: str
     prompt_length: Annotated[int, Field(ge=1)]
+    answer_start: Annotated[int, Field(ge=1)] | None = None
     corruption: Corruption | None = None
     constraint: Constraint | None = None
     edits: Annotated[tuple[EditLane, ...], Field(max_length=MAX_LANES)] = ()
@@ -66,6 +72,11 @@ class Plan(_Frozen):
     def empty(self) -> bool:
         """Whether the engine has nothing to do."""
         return self.corruption is None and self.constraint is None and not self.edits
+
+    @property
+    def phase_boundary(self) -> int:
+        """First position whose token belongs to the phase `generation`."""
+        return self.prompt_length if self.answer_start is None else min(self.answer_start, self.prompt_length)
 
     def digest(self) -> str:
         """Hex SHA-256 of the canonical JSON of the plan: the identity used in cache salts."""

@@ -1,12 +1,13 @@
 """From verdict and policy to a plan: pure, no I/O, the same inputs give the same plan.
 
     verdict     action of the policy    decision
-    nothing     any                     pass      empty plan
-    flagged     forget                  forget    corruption and constraint, as far as the policy enables them
+    nothing     any                     pass      edits of every request
+    flagged     forget                  forget    corruption, constraint and edits, as far as the policy enables them
     flagged     refuse                  refuse    empty plan; the request never reaches the engine
-    flagged     monitor                 monitor   empty plan, only counted
-    unknown     any                     unknown   empty plan; the failure mode decides whether it runs
+    flagged     monitor                 monitor   edits of every request; otherwise only counted
+    unknown     any                     unknown   edits of every request; the failure mode decides whether it runs
 
+A plan has room for 4 packs. A prompt that needs more is refused: to drop one of them would be to let knowledge through.
 Corruption covers the tokens that name a target; where the prompt names none, the whole last user turn.
 """
 
@@ -17,7 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from guard.plan import MAX_EXEMPT_PATTERNS, Constraint, Corruption, CorruptionKind, Plan
+from guard.lanes import edit_lanes
+from guard.plan import MAX_EXEMPT_PATTERNS, MAX_LANES, Constraint, Corruption, CorruptionKind, Plan
 from guard.policy import Tenant
 from guard.verdict import DecodedPrompt, Span, Verdict
 
@@ -78,18 +80,20 @@ def decide(
     empty = Plan(
         tenant_index=tenant.index, policy_version=tenant.policy_version, prompt_length=max(1, len(prompt.token_ids))
     )
-    if verdict.unknown:
-        return Decision("unknown", empty)
-    if not verdict.flagged:
-        return Decision("pass", empty)
-    action = tenant.policy.action
+    action: Outcome = tenant.policy.action
+    if verdict.unknown or not verdict.flagged:
+        action = "unknown" if verdict.unknown else "pass"
+    edits = edit_lanes(tenant, verdict.hits if action == "forget" else ())
+    if action == "refuse" or len(edits) > MAX_LANES:
+        return Decision("refuse", empty)
+    plan = empty.model_copy(update={"edits": edits})
     if action != "forget":
-        return Decision(action, empty)
+        return Decision(action, plan)
     corruption = _corruption(tenant, verdict, prompt, decoder, fitted)
     constraint = None
     if tenant.policy.constraint.enabled and constraint_digest is not None:
         constraint = constraint_of(prompt, constraint_digest, exempt, start)
-    return Decision("forget", empty.model_copy(update={"corruption": corruption, "constraint": constraint}))
+    return Decision("forget", plan.model_copy(update={"corruption": corruption, "constraint": constraint}))
 
 
 def constraint_of(

@@ -10,8 +10,9 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from guard.edit_policy import EditPolicy, check_always
 from guard.plan import CorruptionKind
 
 Action = Literal["forget", "refuse", "monitor"]
@@ -19,6 +20,7 @@ FailureMode = Literal["closed", "open"]
 DetectorMode = Literal["auto", "always", "never"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+MAX_EDITS = 16
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -121,8 +123,19 @@ class Policy(_Schema):
     detector: DetectorPolicy = DetectorPolicy()
     corruption: CorruptionPolicy = CorruptionPolicy()
     constraint: ConstraintPolicy = ConstraintPolicy()
+    edits: Annotated[
+        tuple[EditPolicy, ...],
+        Field(max_length=MAX_EDITS,
+              description="Activation edits by fitted packs. A request that needs more than 4 packs is refused."),
+    ] = ()
     output: OutputPolicy = OutputPolicy()
     max_choices: Annotated[int, Field(ge=1, le=64, description="Largest `n` a request may ask for.")] = 4
+
+    @field_validator("edits")
+    @classmethod
+    def _lanes(cls, edits: tuple[EditPolicy, ...]) -> tuple[EditPolicy, ...]:
+        check_always(edits)
+        return edits
 
 
 class TenantSpec(_Schema):
@@ -158,9 +171,14 @@ class Tenant:
     list_version: str
 
     @property
-    def guarded(self) -> bool:
-        """Whether the tenant has anything to forget."""
+    def listed(self) -> bool:
+        """Whether the tenant has anything to forget, so that its prompts are classified."""
         return bool(self.targets)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the gate has anything to do for this tenant: a forget-list, or edits of every request."""
+        return self.listed or any(edit.when == "always" and edit.strength for edit in self.policy.edits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,5 +194,7 @@ def tenant_of(spec: TenantSpec, index: int) -> Tenant:
     """Give a tenant its versions: 16 hex characters of the SHA-256 of policy + list, and of the list alone."""
     targets = "\n".join(target.model_dump_json() for target in spec.targets) + "\x1e" + "\n".join(spec.benign)
     list_version = hashlib.sha256(targets.encode()).hexdigest()[:16]
-    policy_version = hashlib.sha256((spec.policy.model_dump_json() + list_version).encode()).hexdigest()[:16]
+    # a policy without edits keeps the version that it had before there were any
+    policy = spec.policy.model_dump_json(exclude=None if spec.policy.edits else {"edits"})
+    policy_version = hashlib.sha256((policy + list_version).encode()).hexdigest()[:16]
     return Tenant(spec.name, index, spec.policy, spec.targets, spec.benign, policy_version, list_version)

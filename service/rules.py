@@ -2,7 +2,8 @@
 
 The body that goes to the engine is rebuilt from the allow-list, never forwarded: vLLM's own models accept any extra
 field. Keys of tenants with a forget-list ("guarded") get the strict list; keys of tenants without one may also use
-the parameters that only matter where something has to stay hidden (logprobs, token prompts, echo, grammars, tools).
+the parameters that only matter where something has to stay hidden (logprobs, token prompts, echo, grammars, tools);
+edits of every request hold whatever a field says, so they do not make the list strict.
 Nobody may send what addresses engine internals or other requests. Fields that OpenAI clients send and that mean
 nothing here (`user`, `metadata`, ...) are dropped.
 """
@@ -65,7 +66,7 @@ def apply_rules(route: Route, body: dict[str, Any], tenant: Tenant, context: Rul
             raise refused("Unknown or unsupported field.", name if FIELD_NAME.match(name) else None, "unknown_field")
         if value is None:
             continue
-        if tenant.guarded and not field.guarded:
+        if tenant.listed and not field.guarded:
             # an explicit "off" is what clients send by default
             if value is False or value in ([], {}) or (name == "tool_choice" and value == "none"):
                 continue
@@ -85,14 +86,14 @@ def _finish(route: Route, body: dict[str, Any], tenant: Tenant, context: RuleCon
     if route == "/v1/completions":
         prompt = body["prompt"]
         token_prompt = not isinstance(prompt, str) and not isinstance(prompt[0], str)
-        if tenant.guarded and token_prompt:
+        if tenant.listed and token_prompt:
             raise refused("The prompt must be text.", "prompt")
         prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
     if body.get("n", 1) > tenant.policy.max_choices:
         raise refused(f"At most {tenant.policy.max_choices} choices can be asked for.", "n")
     if "stream_options" in body and not body.get("stream"):
         raise refused("This field needs `stream`.", "stream_options")
-    if tenant.guarded:
+    if tenant.listed:
         _check_turns(body, key)
         body[key] = _without_special(body[key], context.special_texts)
         if "instructions" in body:
