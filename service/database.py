@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from pydantic import ValidationError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from guard.errors import ConfigurationError
+from guard.errors import ConfigurationError, StoreError
 
 DATABASE_FILE = "guard.db"
 BUSY_TIMEOUT_MS = 2000
@@ -53,6 +55,19 @@ def create_sqlite_file(url: URL) -> None:
     with closing(_open_sqlite(_sqlite_location(url))) as connection:
         # WAL is a property of the file: readers go on while a writer commits
         connection.execute("PRAGMA journal_mode=WAL")
+
+
+@contextmanager
+def store_errors(location: str, deed: str) -> Iterator[None]:
+    """Turn what a driver raises while the store at `location` is `deed` into a StoreError that repeats no value."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        # the message of the driver alone: SQLAlchemy adds the statement and its values, which hold terms
+        reason = error if isinstance(error, sqlite3.Error) else getattr(error, "orig", None) or type(error).__name__
+        raise StoreError(f"the tenant store {location} cannot be {deed}: {reason}") from None
+    except (OSError, ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"the tenant store {location} cannot be {deed}: {type(error).__name__}") from None
 
 
 def _sqlite_engine(url: URL) -> Engine:

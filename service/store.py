@@ -8,36 +8,23 @@ StoreError when the database cannot be read or written; nothing is ever half app
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from pydantic import ValidationError
-from sqlalchemy import Connection, Engine, Row, and_, func, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, Row, and_, insert, select, update
 
 from guard.errors import StoreError
 from guard.policy import Policy, Snapshot, Target, Tenant, TenantFile, TenantSpec, tenant_of
 from guard.service import audit, tables
-from guard.service.database import DATABASE_FILE, connect, create_sqlite_file, describe
+from guard.service.database import DATABASE_FILE, connect, create_sqlite_file, describe, store_errors
+from guard.service.edit_resolution import resolve_edits
+from guard.service.engine_record import EngineRecord, read_engine, write_engine
 from guard.service.keys import ApiKey, generate_key, hash_key
-
-ChangeKind = Literal["created", "updated", "unchanged"]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What publishing did to one tenant."""
-
-    tenant: str
-    index: int
-    kind: ChangeKind
-    targets: int
-    policy_version: str
+from guard.service.pack_records import PackRecord, add_pack, read_packs, remove_pack, users_of
+from guard.service.publishing import Change, publish_tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +67,19 @@ class Store:
         return describe(self._engine.url)
 
     def migrate(self) -> None:
-        """Create the database and its tables where missing. Raises StoreError for a store of another version."""
-        with _store_errors(self.location, "set up"):
+        """Create the database and its tables where missing, add what an older version lacks.
+
+        Raises StoreError for a store of a later version.
+        """
+        with store_errors(self.location, "set up"):
             create_sqlite_file(self._engine.url)
             with self._writer.begin() as connection:
-                tables.metadata.create_all(connection)
-                found = connection.execute(select(tables.state.c.schema_version)).scalar()
-                if found is None:
-                    values = {"id": 1, "schema_version": tables.SCHEMA_VERSION, "revision": 1}
+                tables.state.create(connection, checkfirst=True)
+                if connection.execute(select(tables.state.c.schema_version)).scalar() is None:
+                    # every version so far has only added tables, so that one step brings any of them up to date
+                    values = {"id": 1, "schema_version": 0, "revision": 1}
                     connection.execute(insert(tables.state).values(values))
+                _upgrade(connection)
         self.revision()
 
     def close(self) -> None:
@@ -97,12 +88,12 @@ class Store:
 
     def revision(self) -> int:
         """Number of the last change; one primary-key read."""
-        with _store_errors(self.location, "read"), self._engine.connect() as connection:
+        with store_errors(self.location, "read"), self._engine.connect() as connection:
             return _read_revision(connection)
 
     def snapshot(self) -> Snapshot:
         """All tenants and live keys, read in one transaction. Raises StoreError rather than leave anything out."""
-        with _store_errors(self.location, "read"), self._engine.connect() as connection:
+        with store_errors(self.location, "read"), self._engine.connect() as connection:
             revision = _read_revision(connection)
             rows = connection.execute(select(tables.tenant).where(tables.tenant.c.deleted_s.is_(None))).all()
             tenants = {row.name: self._tenant(connection, row) for row in rows}
@@ -115,9 +106,14 @@ class Store:
         return Snapshot(revision, tenants, keys)
 
     def publish(self, file: TenantFile, *, actor: str = "") -> tuple[Change, ...]:
-        """Create or replace the tenants of `file`, all of them or none; other tenants stay as they are."""
+        """Create or replace the tenants of `file`, all of them or none; other tenants stay as they are.
+
+        Names of packs become content hashes. Raises TenantFileError for packs that the store does not have or that the
+        server that started last cannot apply.
+        """
         with self._write() as connection:
-            changes = tuple(_publish_tenant(connection, spec, actor) for spec in file.tenants)
+            resolved = resolve_edits(file, read_packs(connection), read_engine(connection))
+            changes = tuple(publish_tenant(connection, spec, actor) for spec in resolved.tenants)
             if any(change.kind != "unchanged" for change in changes):
                 _raise_revision(connection)
         return changes
@@ -181,22 +177,63 @@ class Store:
         key, table = tables.api_key, tables.tenant
         join = key.join(table, key.c.tenant_index == table.c.number)
         query = select(key.c.id, table.c.name, key.c.label, key.c.created_s, key.c.revoked_s).select_from(join)
-        with _store_errors(self.location, "read"), self._engine.connect() as connection:
+        with store_errors(self.location, "read"), self._engine.connect() as connection:
             if tenant is not None:
                 query = query.where(table.c.number == _find_tenant(connection, tenant).number)
             rows = connection.execute(query.order_by(key.c.created_s, key.c.id)).all()
         return tuple(KeyRecord(row.id, row.name, row.label, row.created_s, row.revoked_s) for row in rows)
 
+    def add_pack(self, record: PackRecord, *, replace: bool = False, actor: str = "") -> bool:
+        """Give a pack its name; False when it had it. Its file must be in place. Raises StoreError for a taken name."""
+        with self._write() as connection:
+            return add_pack(connection, record, replace=replace, actor=actor)
+
+    def remove_pack(self, name: str, *, actor: str = "") -> str:
+        """Forget a pack and return its content hash. Raises StoreError while a tenant's policy refers to it."""
+        with self._write() as connection:
+            return remove_pack(connection, name, actor=actor)
+
+    def packs(self) -> tuple[PackRecord, ...]:
+        """All packs by name."""
+        with self._read_packs() as connection:
+            return () if connection is None else read_packs(connection)
+
+    def pack_needed(self, content_hash: str) -> bool:
+        """Whether a name or the policy of a tenant refers to a pack."""
+        with self._read_packs() as connection:
+            if connection is None:
+                return False
+            named = any(record.content_hash == content_hash for record in read_packs(connection))
+            return named or bool(users_of(connection, content_hash))
+
+    def record_engine(self, record: EngineRecord) -> None:
+        """Remember what the server that has just started can edit."""
+        with self._write() as connection:
+            write_engine(connection, record)
+
+    def engine_record(self) -> EngineRecord | None:
+        """What the server that started last can edit; None when none has started."""
+        with self._read_packs() as connection:
+            return None if connection is None else read_engine(connection)
+
     def audit_events(self, limit: int = 100) -> tuple[audit.AuditEvent, ...]:
         """The newest audit events, newest first."""
-        with _store_errors(self.location, "read"), self._engine.connect() as connection:
+        with store_errors(self.location, "read"), self._engine.connect() as connection:
             return audit.read_events(connection, limit)
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        with _store_errors(self.location, "written"), self._writer.begin() as connection:
+        with store_errors(self.location, "written"), self._writer.begin() as connection:
             _read_revision(connection)
+            _upgrade(connection)
             yield connection
+
+    @contextmanager
+    def _read_packs(self) -> Iterator[Connection | None]:
+        # None: a store of version 1, which nothing has been written to since; it has no packs
+        with store_errors(self.location, "read"), self._engine.connect() as connection:
+            _read_revision(connection)
+            yield connection if _schema_version(connection) > 1 else None
 
     def _tenant(self, connection: Connection, row: Row[tuple[object, ...]]) -> Tenant:
         known = self._parsed.get((row.number, row.policy_version))
@@ -226,46 +263,6 @@ def database_url(home: Path, url: str | None) -> str:
     return url or str(home / DATABASE_FILE)
 
 
-def _publish_tenant(connection: Connection, spec: TenantSpec, actor: str) -> Change:
-    table, now_s = tables.tenant, time.time()
-    row = connection.execute(select(table).where(table.c.name == spec.name)).one_or_none()
-    versions = tenant_of(spec, 0)
-    same = row is not None and (row.policy_version, row.list_version, row.deleted_s) == (
-        versions.policy_version, versions.list_version, None,
-    )
-    if row is not None and same:
-        return Change(spec.name, row.number, "unchanged", len(spec.targets), versions.policy_version)
-    current = {"policy_version": versions.policy_version, "list_version": versions.list_version}
-    if row is None:
-        # SQLite counts from 1 as well; index 0 stays free for requests without a tenant
-        index = (connection.execute(select(func.max(table.c.number))).scalar() or 0) + 1
-        connection.execute(insert(table).values(number=index, name=spec.name, created_s=now_s, **current))
-    else:
-        index = row.number
-        connection.execute(update(table).where(table.c.number == index).values(deleted_s=None, **current))
-    _add_versions(connection, spec, tenant_of(spec, index), now_s)
-    kind: ChangeKind = "created" if row is None or row.deleted_s is not None else "updated"
-    detail: dict[str, str | int] = {**current, "targets": len(spec.targets)}
-    audit.record(connection, actor, f"tenant.{'create' if kind == 'created' else 'update'}", spec.name, detail)
-    return Change(spec.name, index, kind, len(spec.targets), versions.policy_version)
-
-
-def _add_versions(connection: Connection, spec: TenantSpec, tenant: Tenant, now_s: float) -> None:
-    targets = [target.model_dump(mode="json") for target in spec.targets]
-    content = json.dumps({"targets": targets, "benign": list(spec.benign)}, ensure_ascii=False)
-    list_key = {"tenant_index": tenant.index, "version": tenant.list_version}
-    policy_key = {"tenant_index": tenant.index, "version": tenant.policy_version}
-    if connection.execute(select(tables.forget_list.c.version).filter_by(**list_key)).first() is None:
-        values = {**list_key, "content": content, "targets": len(targets), "created_s": now_s}
-        connection.execute(insert(tables.forget_list).values(values))
-    if connection.execute(select(tables.policy.c.version).filter_by(**policy_key)).first() is None:
-        values = {
-            **policy_key, "list_version": tenant.list_version, "content": spec.policy.model_dump_json(),
-            "created_s": now_s,
-        }
-        connection.execute(insert(tables.policy).values(values))
-
-
 def _find_tenant(connection: Connection, name: str) -> Row[tuple[object, ...]]:
     table = tables.tenant
     row = connection.execute(select(table).where(table.c.name == name, table.c.deleted_s.is_(None))).one_or_none()
@@ -278,22 +275,21 @@ def _read_revision(connection: Connection) -> int:
     row = connection.execute(select(tables.state)).one_or_none()
     if row is None:
         raise StoreError("the store is empty; run `guard apply FILE` first")
-    if row.schema_version != tables.SCHEMA_VERSION:
+    if row.schema_version > tables.SCHEMA_VERSION:
         raise StoreError(f"the store has schema {row.schema_version}, this program reads {tables.SCHEMA_VERSION}")
     return int(row.revision)
 
 
+def _schema_version(connection: Connection) -> int:
+    return int(connection.execute(select(tables.state.c.schema_version)).scalar_one())
+
+
+def _upgrade(connection: Connection) -> None:
+    """Bring the tables of an older version up to date, in the transaction of the first write."""
+    if _schema_version(connection) < tables.SCHEMA_VERSION:
+        tables.metadata.create_all(connection)
+        connection.execute(update(tables.state).values(schema_version=tables.SCHEMA_VERSION))
+
+
 def _raise_revision(connection: Connection) -> None:
     connection.execute(update(tables.state).values(revision=tables.state.c.revision + 1))
-
-
-@contextmanager
-def _store_errors(location: str, deed: str) -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, sqlite3.Error) as error:
-        # the message of the driver alone: SQLAlchemy adds the statement and its values, which hold terms
-        reason = error if isinstance(error, sqlite3.Error) else getattr(error, "orig", None) or type(error).__name__
-        raise StoreError(f"the tenant store {location} cannot be {deed}: {reason}") from None
-    except (OSError, ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"the tenant store {location} cannot be {deed}: {type(error).__name__}") from None

@@ -16,7 +16,8 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 1
+# 1: tenants, lists, policies, keys, audit; 2: packs and the engine's record, all in tables of their own
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -73,6 +74,36 @@ api_key = Table(
     Column("label", String(200), nullable=False),
     Column("created_s", Float, nullable=False),
     Column("revoked_s", Float),
+)
+
+# a name for a pack; policies refer to the content hash, so that a name can move without changing them
+pack = Table(
+    "guard_pack",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("content_hash", String(64), nullable=False, index=True),
+    Column("kind", String(20), nullable=False),
+    Column("method", String(40), nullable=False),
+    Column("sites", Text, nullable=False),
+    Column("max_rank", Integer, nullable=False),
+    Column("model_fingerprint", String(80), nullable=False),
+    Column("header", Text, nullable=False),
+    Column("path", String(200), nullable=False),
+    Column("created_s", Float, nullable=False),
+)
+
+# one row: what the server that started last can edit
+engine = Table(
+    "guard_engine",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sites", Text, nullable=False),
+    Column("max_slots", Integer, nullable=False),
+    Column("max_rank", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("num_layers", Integer, nullable=False),
+    Column("model_fingerprint", String(80), nullable=False),
+    Column("started_s", Float, nullable=False),
 )
 
 audit_event = Table(

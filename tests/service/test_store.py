@@ -212,6 +212,47 @@ def test_concurrent_writers_lose_no_change(tmp_path: Path) -> None:
     assert snapshot.revision == before + len(names)
 
 
+def make_old_store(folder: Path) -> Store:
+    """A store as version 1 left it: no tables of packs, policies that say nothing of edits."""
+    store = make_store(folder)
+    store.publish(tenant_file(acme=("Hina Ameen",)))
+    store.create_key("acme")
+    with sqlite3.connect(folder / "guard.db") as connection:
+        connection.execute("DROP TABLE guard_pack")
+        connection.execute("DROP TABLE guard_engine")
+        connection.execute("UPDATE guard_state SET schema_version = 1")
+        connection.execute("UPDATE guard_policy SET content = json_remove(content, '$.edits')")
+    return Store(folder / "guard.db", PEPPER)
+
+
+def schema_version(folder: Path) -> int:
+    with sqlite3.connect(folder / "guard.db") as connection:
+        return int(connection.execute("SELECT schema_version FROM guard_state").fetchone()[0])
+
+
+def test_a_store_of_version_1_is_read_as_it_is(tmp_path: Path) -> None:
+    store = make_old_store(tmp_path)
+    snapshot = store.snapshot()
+    assert snapshot.tenants["acme"].targets[0].name == "Hina Ameen" and len(snapshot.keys) == 1
+    assert (store.packs(), store.engine_record(), store.pack_needed("0" * 64)) == ((), None, False)
+    assert schema_version(tmp_path) == 1
+
+
+@pytest.mark.parametrize("write", ["migrate", "publish", "revoke"])
+def test_the_first_write_brings_a_store_of_version_1_up_to_date(tmp_path: Path, write: str) -> None:
+    store = make_old_store(tmp_path)
+    before = store.snapshot()
+    if write == "migrate":
+        store.migrate()
+    elif write == "publish":
+        store.publish(tenant_file(harbor=()))
+    else:
+        store.revoke_key(store.list_keys()[0].id)
+    assert schema_version(tmp_path) == 2
+    assert store.snapshot().tenants["acme"] == before.tenants["acme"]
+    assert store.packs() == ()
+
+
 @pytest.mark.parametrize("url", ["mysql://host/name", "sqlite://", "nonsense://x", "postgresql+nodriver://host/x"])
 def test_a_database_that_cannot_work_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigurationError):
