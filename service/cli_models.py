@@ -1,4 +1,4 @@
-"""`guard check`, `guard pack` and `guard fit`: what an operator does without a running server."""
+"""`guard check` and `guard fit`: what an operator does without a running server."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from guard.service.cli_options import DEFAULT_HOME, AsJson, DatabaseUrl, Home, c
 if TYPE_CHECKING:
     from guard.verdict import Verdict
 
-packs = typer.Typer(help="Packs: fitted interventions on disk.", no_args_is_help=True)
 fits = typer.Typer(help="Fit interventions to a model.", no_args_is_help=True)
-
-PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="Pack folder or .safetensors file.")]
 
 
 def check(
@@ -69,28 +66,6 @@ async def _detect(tenant: Tenant, prompt: str) -> Verdict:
         return await detector.detect(tenant, DecodedPrompt((0,), prompt, ((0, len(prompt)),), (False,)))
     finally:
         detector.close()
-
-
-@packs.command("show")
-def show_pack(pack: PackArgument) -> None:
-    """Verify PACK and print its header as JSON."""
-    from guard.packs.format import load_pack
-
-    typer.echo(load_pack(pack).header.model_dump_json(indent=2))
-
-
-@packs.command("verify")
-def verify_pack(
-    pack: PackArgument,
-    model: Annotated[Path | None, typer.Option(help="Model folder that the pack must have been made for.")] = None,
-) -> None:
-    """Check that PACK is whole, and that it was made for the model in --model."""
-    from guard.packs.fingerprint import model_fingerprint
-    from guard.packs.format import load_pack
-
-    loaded = load_pack(pack, model_fingerprint=model_fingerprint(model) if model is not None else None)
-    for_model = "" if model is None else ", made for this model"
-    typer.echo(f"{pack.name} is whole{for_model}: {loaded.header.kind} {loaded.content_hash}")
 
 
 @fits.command("eco")
