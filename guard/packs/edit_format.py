@@ -45,7 +45,11 @@ def save_edit(
     rows: Callable[[Pack], Rows], **origin: Unpack[Origin],
 ) -> Pack:
     """Write an edit pack after `rows` has read it without an error. Raises PackError; nothing is written then."""
-    named = {f"{site}/{name}": tensor for site in sorted(tensors) for name, tensor in tensors[site].items()}
+    # copies, because the same tensor may be given for several sites and the file format takes no shared memory
+    named = {
+        f"{site}/{name}": tensor.detach().cpu().contiguous().clone()
+        for site in sorted(tensors) for name, tensor in tensors[site].items()
+    }
     try:
         header = PackHeader(
             kind="edit", method=method, model_fingerprint=origin["model_fingerprint"],
