@@ -13,7 +13,7 @@ import typer
 
 from guard import __version__
 from guard.errors import ConfigurationError
-from guard.service import cli_models, cli_packs, cli_tenants
+from guard.service import cli_fits, cli_models, cli_packs, cli_tenants
 from guard.service.cli_options import (
     DEFAULT_HOME,
     INVALID,
@@ -34,7 +34,7 @@ app = typer.Typer(
 app.add_typer(cli_tenants.keys, name="key")
 app.add_typer(cli_tenants.tenants, name="tenant")
 app.add_typer(cli_packs.packs, name="pack")
-app.add_typer(cli_models.fits, name="fit")
+app.add_typer(cli_fits.fits, name="fit")
 app.command("check")(cli_models.check)
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Tenant file (YAML).")]
