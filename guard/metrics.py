@@ -12,6 +12,9 @@ from contextlib import contextmanager
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+KINDS = ("corruption", "constraint", "edit")
+# kinds whose tokens the plans tell in advance
+COUNTED_KINDS = ("corruption", "edit")
 STAGES = ("decode", "detect", "plan", "residency", "sign", "total")
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 SCORE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -25,6 +28,7 @@ SERIES: dict[str, str] = {
     "guard_detector_unknown_total": "Prompts and generated sentences without a verdict (error, NaN, timeout).",
     "guard_unguarded_total": "Requests and sentences that passed without a verdict because their policy fails open.",
     "guard_corrupted_tokens_total": "Prompt tokens that the engine corrupted.",
+    "guard_edited_tokens_total": "Tokens whose activations the engine edited, once for each lane, site and rank.",
     "guard_masked_tokens_total": "Vocabulary entries that the constraint masked.",
     "guard_heldback_tokens_total": "Generated tokens that were held back before their release.",
     "guard_rollbacks_total": "Answers rolled back because a forbidden string or a forbidden answer's meaning appeared.",
@@ -33,8 +37,12 @@ SERIES: dict[str, str] = {
     "guard_enforcement_expected_total": "Tokens that the engine was to intervene on, by the plans it scheduled.",
     "guard_enforcement_counted_total": "Tokens that the engine's kernels counted as intervened on.",
     "guard_engine_counter": "Counters of the engine's guard as last read, by name.",
-    "guard_slots_in_use": "Slots taken by kind: lists resident in the engine, corrupted requests that run or wait.",
+    "guard_slots_in_use": "Slots taken by kind: resident lists and edit packs, corrupted requests that run or wait.",
     "guard_slots_capacity": "Slots for resident interventions by kind.",
+    "guard_residency_wait_seconds": "Time that a request waited until the packs of its plan were resident.",
+    "guard_residency_waiting": "Requests that wait for a slot because all resident packs are in use.",
+    "guard_pack_loads_total": "Loads of edit packs into the engine, by result.",
+    "guard_pack_evictions_total": "Edit packs that left their slot for another one.",
     "guard_snapshot_age_seconds": "Seconds since the tenant store was last read successfully.",
     "guard_snapshot_revision": "Revision of the tenants being served.",
     "guard_store_healthy": "1 when the last read of the tenant store succeeded.",
@@ -65,6 +73,7 @@ class Metrics:
         self.detector_unknown = counter("guard_detector_unknown_total")
         self.unguarded = counter("guard_unguarded_total")
         self.corrupted_tokens = counter("guard_corrupted_tokens_total")
+        self.edited_tokens = counter("guard_edited_tokens_total")
         self.masked_tokens = counter("guard_masked_tokens_total")
         self.heldback_tokens = counter("guard_heldback_tokens_total")
         self.rollbacks = counter("guard_rollbacks_total")
@@ -75,6 +84,10 @@ class Metrics:
         self.engine_counter = gauge("guard_engine_counter", "name")
         self.slots_in_use = gauge("guard_slots_in_use", "kind")
         self.slots_capacity = gauge("guard_slots_capacity", "kind")
+        self.residency_wait = histogram("guard_residency_wait_seconds", LATENCY_BUCKETS_S)
+        self.residency_waiting = gauge("guard_residency_waiting")
+        self.pack_loads = counter("guard_pack_loads_total", "result")
+        self.pack_evictions = counter("guard_pack_evictions_total")
         self.snapshot_age = gauge("guard_snapshot_age_seconds")
         self.snapshot_revision = gauge("guard_snapshot_revision")
         self.store_healthy = gauge("guard_store_healthy")
@@ -96,12 +109,13 @@ class Metrics:
         # a series that appears only with its first event cannot be alerted on
         for stage in STAGES:
             self.stage_latency.labels(stage)
-        for kind in ("corruption", "constraint"):
+        for kind in KINDS:
             self.planned.labels(kind)
-        self.expected.labels("corruption")
-        self.counted.labels("corruption")
-        for kind in ("corruption", "constraint"):
             self.slots_in_use.labels(kind)
             self.slots_capacity.labels(kind)
+        for kind in COUNTED_KINDS:
+            self.expected.labels(kind)
+            self.counted.labels(kind)
         for result in ("success", "failure"):
             self.reloads.labels(result)
+            self.pack_loads.labels(result)

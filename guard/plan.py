@@ -78,6 +78,11 @@ class Plan(_Frozen):
         """First position whose token belongs to the phase `generation`."""
         return self.prompt_length if self.answer_start is None else min(self.answer_start, self.prompt_length)
 
+    @property
+    def packs(self) -> tuple[str, ...]:
+        """Content hashes of the packs that must be resident."""
+        return tuple(edit.pack for edit in self.edits)
+
     def digest(self) -> str:
         """Hex SHA-256 of the canonical JSON of the plan: the identity used in cache salts."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a file or pack does not validate, 2 configuration or usage
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,15 +13,21 @@ from typing import Annotated
 import typer
 
 from guard import __version__
-from guard.errors import ConfigurationError
-from guard.service import cli_fits, cli_models, cli_packs, cli_tenants
+from guard.errors import ConfigurationError, TenantFileError
+from guard.service import cli_fits, cli_models, cli_packs, cli_stored_packs, cli_tenants
 from guard.service.cli_options import (
     DEFAULT_HOME,
+    DEFAULT_MAX_RANK,
+    DEFAULT_MAX_SLOTS,
+    DEFAULT_SITES,
     INVALID,
     AsJson,
     DatabaseUrl,
     GuardGroup,
     Home,
+    MaxRank,
+    MaxSlots,
+    Sites,
     console,
     export,
     fail,
@@ -36,8 +43,13 @@ app.add_typer(cli_tenants.tenants, name="tenant")
 app.add_typer(cli_packs.packs, name="pack")
 app.add_typer(cli_fits.fits, name="fit")
 app.command("check")(cli_models.check)
+for name, command in (
+    ("add", cli_stored_packs.add_pack), ("list", cli_stored_packs.list_packs), ("remove", cli_stored_packs.remove_pack)
+):
+    cli_packs.packs.command(name)(command)
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Tenant file (YAML).")]
+OWN_OPTIONS = ("--home", "--database-url", "--guard-sites", "--guard-max-slots", "--guard-max-rank")
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -65,27 +77,31 @@ def root(
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder or Hugging Face id of a model, or `demo`; vLLM's flags follow.")],
-    home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "",
+    home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "", sites: Sites = DEFAULT_SITES,
+    max_slots: MaxSlots = DEFAULT_MAX_SLOTS, max_rank: MaxRank = DEFAULT_MAX_RANK,
 ) -> None:
     """Serve MODEL with the guard. Every flag of `vllm serve` may follow MODEL and is passed through untouched."""
     own, extra = split_own_options(context.args)
     export(Path(own.get("--home", home)), own.get("--database-url", database_url))
+    os.environ["GUARD_SITES"] = own.get("--guard-sites", sites)
+    os.environ["GUARD_MAX_SLOTS"] = own.get("--guard-max-slots", str(max_slots))
+    os.environ["GUARD_MAX_RANK"] = own.get("--guard-max-rank", str(max_rank))
     from guard.service import launch
 
     raise typer.Exit(launch.serve(model, extra))
 
 
 def split_own_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Take `--home` and `--database-url` out of the flags after MODEL; the rest is vLLM's, in its order.
+    """Take the guard's own options out of the flags after MODEL; the rest is vLLM's, in its order.
 
-    Raises ConfigurationError when one of the two has no value.
+    Raises ConfigurationError when one of them has no value.
     """
     own: dict[str, str] = {}
     extra: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
-        if name not in ("--home", "--database-url"):
+        if name not in OWN_OPTIONS:
             extra.append(argument)
             continue
         given = value if equals else next(rest, "")
@@ -115,15 +131,22 @@ def apply(
 ) -> None:
     """Create or replace the tenants of FILE: all of them, or none when anything in it is wrong."""
     from guard.service.audit import command_line_actor
-    from guard.service.tenant_file import examine, read_text
+    from guard.service.tenant_file import examine, read_text, with_line
 
-    parsed, problems = examine(read_text(file))
-    if parsed is None:
-        for problem in problems:
-            fail(str(problem.error()))
+    text = read_text(file)
+    parsed, problems = examine(text)
+    errors = [problem.error() for problem in problems]
+    if parsed is not None:
+        try:
+            changes = open_store(home, database_url, create=True).publish(parsed, actor=command_line_actor())
+        except TenantFileError as unresolved:
+            # what only the store knows: its packs, and what the running server can edit
+            errors.append(with_line(unresolved, text))
+    if errors:
+        for each in errors:
+            fail(str(each))
         fail(f"{file.name} was not applied; the running policy is unchanged")
         raise typer.Exit(INVALID)
-    changes = open_store(home, database_url, create=True).publish(parsed, actor=command_line_actor())
     rows = [
         {"tenant": change.tenant, "index": change.index, "change": change.kind, "targets": change.targets,
          "policy_version": change.policy_version}

@@ -25,8 +25,18 @@ DatabaseUrl = Annotated[
         help="SQLAlchemy URL of the tenant store; empty for the SQLite file in the home folder.",
     ),
 ]
+Sites = Annotated[
+    str, typer.Option("--guard-sites", envvar="GUARD_SITES", help="Sites at which activation edits can apply.")
+]
+MaxSlots = Annotated[
+    int, typer.Option("--guard-max-slots", envvar="GUARD_MAX_SLOTS", help="Edit packs that can be resident at once.")
+]
+MaxRank = Annotated[
+    int, typer.Option("--guard-max-rank", envvar="GUARD_MAX_RANK", help="Largest rank of an edit pack: 16 or 32.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DEFAULT_HOME = Path(".guard")
+DEFAULT_SITES, DEFAULT_MAX_SLOTS, DEFAULT_MAX_RANK = "auto", 64, 16
 
 
 class GuardGroup(TyperGroup):

@@ -22,6 +22,7 @@ from guard.metrics import Metrics
 from guard.plan import Constraint, Plan
 from guard.planner import Decision, FittedStrength, constraint_of, decide, text_start
 from guard.policy import Tenant
+from guard.service.edit_residency import EditResidency
 from guard.service.errors import content_filter_refusal, unavailable
 from guard.service.residency import Residency, TenantConstraint
 from guard.verdict import NOTHING, UNKNOWN, DecodedPrompt, Verdict
@@ -49,19 +50,20 @@ class GatePipeline:
     """The gate of one server."""
 
     def __init__(
-        self, decoder: PromptDecoder, detector: PromptDetector, residency: Residency, metrics: Metrics, key: bytes,
-        fitted: FittedStrength | None = None,
+        self, decoder: PromptDecoder, detector: PromptDetector, residency: Residency, edits: EditResidency,
+        metrics: Metrics, key: bytes, fitted: FittedStrength | None = None,
     ) -> None:
         self._decoder = decoder
         self._detector = detector
         self._residency = residency
+        self._edits = edits
         self._metrics = metrics
         self._key = key
         self._fitted = fitted
         self._corrupted = 0
 
     def admit_now(self, context: RequestContext, token_ids: Sequence[int]) -> Admission | None:
-        """Admit a tenant without a forget-list at once."""
+        """Admit a tenant without a forget-list and without edits of every request at once."""
         tenant = context.tenant
         if tenant.guarded:
             return None
@@ -90,16 +92,16 @@ class GatePipeline:
             raise unavailable() from error
 
     async def resume(self, context: RequestContext, admission: Admission, token_ids: Sequence[int]) -> Admission:
-        """Admit the rest of an answer: the same plan with the constraint on."""
+        """Admit the rest of an answer: the same plan with the constraint on. Packs stay referred to."""
         tenant = context.tenant
         try:
             plan = admission.plan
             constraint = await self._constraint(tenant)
             if plan.constraint is None and constraint is not None and tenant.policy.constraint.enabled:
-                prompt = self._decoder.decode(token_ids[: plan.prompt_length])
+                prompt = self._decoder.decode(token_ids[: plan.phase_boundary])
                 allowed = constraint.exempt(prompt.text)
                 plan = plan.model_copy(update={"constraint": constraint_of(prompt, constraint.digest, allowed)})
-            plan = plan.model_copy(update={"prompt_length": len(token_ids)})
+            plan = plan.model_copy(update={"prompt_length": len(token_ids), "answer_start": plan.phase_boundary})
             return self._sign(tenant, plan, token_ids, admission.check)
         except GuardError as error:
             log.error("resume_failed", request_id=context.request_id, error=type(error).__name__)
@@ -123,10 +125,7 @@ class GatePipeline:
 
     def finish(self, context: RequestContext, admission: Admission) -> None:
         """Give back what the admission held."""
-        if admission.plan.constraint is not None:
-            self._residency.release(admission.plan.constraint.digest)
-        if admission.plan.corruption is not None:
-            self._count_corrupted(-1)
+        self._give_back(admission.plan)
         self._metrics.requests.labels(str(context.tenant.index), "finished", "output").inc()
 
     def count_output(
@@ -162,16 +161,39 @@ class GatePipeline:
         self._count(context, decision, verdict)
         self._refuse_by(decision, context)
         check = output_check(tenant, decision, verdict, constraint, allowed, prompt)
-        with self._metrics.stage("sign"):
-            admission = self._sign(tenant, decision.plan, token_ids, check)
-        if decision.plan.constraint is not None:
-            self._residency.acquire(decision.plan.constraint.digest)
-        if decision.plan.corruption is not None:
+        await self._reserve(decision.plan)
+        try:
+            with self._metrics.stage("sign"):
+                return self._sign(tenant, decision.plan, token_ids, check)
+        except BaseException:
+            self._give_back(decision.plan)
+            raise
+
+    async def _reserve(self, plan: Plan) -> None:
+        """Refer to all that the plan needs, and wait until it is resident; to nothing when that fails."""
+        # at once: while the packs are being loaded, the tenant's list may go out of service
+        if plan.constraint is not None:
+            self._residency.acquire(plan.constraint.digest)
+        try:
+            if plan.edits:
+                with self._metrics.stage("residency"):
+                    await self._edits.acquire(plan.packs)
+        except BaseException:
+            if plan.constraint is not None:
+                self._residency.release(plan.constraint.digest)
+            raise
+        if plan.corruption is not None:
             self._count_corrupted(1)
-        return admission
+
+    def _give_back(self, plan: Plan) -> None:
+        if plan.constraint is not None:
+            self._residency.release(plan.constraint.digest)
+        self._edits.release(plan.packs)
+        if plan.corruption is not None:
+            self._count_corrupted(-1)
 
     async def _verdict(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
-        if tenant.policy.detector.mode == "never":
+        if not tenant.listed or tenant.policy.detector.mode == "never":
             return NOTHING
         try:
             return await self._detector.detect(tenant, prompt)
@@ -198,6 +220,8 @@ class GatePipeline:
             metrics.planned.labels("corruption").inc()
         if decision.plan.constraint is not None:
             metrics.planned.labels("constraint").inc()
+        if decision.plan.edits:
+            metrics.planned.labels("edit").inc()
 
     def _refuse_by(self, decision: Decision, context: RequestContext) -> None:
         if decision.action == "refuse":
@@ -242,9 +266,12 @@ def output_check(
 def salt_plan(plan: Plan) -> Plan:
     """The part of a plan that cached blocks depend on: not the prompt's length, nor where a constraint begins.
 
-    Without this, two turns of one conversation would never share a block.
+    Without this, two turns of one conversation would never share a block. Only edits of one phase depend on where the
+    answer begins: their next turn reads tokens as a prompt that were edited as an answer.
     """
     constraint = plan.constraint
     if constraint is not None:
         constraint = Constraint(digest=constraint.digest, start=0)
-    return plan.model_copy(update={"prompt_length": 1, "constraint": constraint})
+    phased = any(edit.phase != "both" for edit in plan.edits)
+    boundary = plan.phase_boundary if phased else 1
+    return plan.model_copy(update={"prompt_length": boundary, "answer_start": None, "constraint": constraint})

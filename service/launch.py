@@ -20,8 +20,9 @@ import structlog
 
 from guard import ticket
 from guard.classifiers.answers import compares_answers
-from guard.errors import ConfigurationError
+from guard.errors import ConfigurationError, StoreError
 from guard.policy import Snapshot
+from guard.service.engine_record import EngineRecord
 from guard.service.keys import load_pepper
 from guard.service.settings import NO_ENCODER, Settings, load_settings
 from guard.service.snapshot import SnapshotWatcher
@@ -53,8 +54,11 @@ def serve(model: str, extra: Sequence[str] = ()) -> int:
 
         find_encoder(settings.encoder)
     engine_serve.prepare_environment()
+    from guard.service.loading import load_edit_settings
+
     args = engine_serve.build_arguments(
-        served.path, extra, served_name=served.served_name, drain_timeout_s=settings.drain_timeout_s
+        served.path, extra, served_name=served.served_name, drain_timeout_s=settings.drain_timeout_s,
+        edits=load_edit_settings(settings, served.path),
     )
     address, sock = engine_serve.bind(args)
     ticket.create_key()
@@ -69,7 +73,7 @@ def serve(model: str, extra: Sequence[str] = ()) -> int:
     watcher.start()
     try:
         check_encoder(settings, watcher.current)
-        _run(args, sock, address, settings, watcher, pepper)
+        _run(args, sock, address, settings, watcher, store, pepper)
     finally:
         watcher.stop()
     return 0
@@ -120,7 +124,9 @@ def configure_logging(level: str) -> None:
     )
 
 
-def _run(args: Any, sock: Any, address: str, settings: Settings, watcher: SnapshotWatcher, pepper: bytes) -> None:
+def _run(
+    args: Any, sock: Any, address: str, settings: Settings, watcher: SnapshotWatcher, store: Store, pepper: bytes
+) -> None:
     import uvloop
 
     from guard.engine import serve as engine_serve
@@ -128,6 +134,7 @@ def _run(args: Any, sock: Any, address: str, settings: Settings, watcher: Snapsh
 
     async def start(engine: Any) -> tuple[Any, Callable[[Any], Any]]:
         server = await GuardServer.create(engine, args, settings, watcher, pepper)
+        await asyncio.to_thread(_record_engine, store, server.record)
         log.info("serving", address=address, tenants=len(watcher.current.tenants))
         return server.client, server.install
 
@@ -139,3 +146,11 @@ def _run(args: Any, sock: Any, address: str, settings: Settings, watcher: Snapsh
         raise
     except (KeyboardInterrupt, asyncio.CancelledError):
         log.info("stopped_during_start")
+
+
+def _record_engine(store: Store, record: EngineRecord) -> None:
+    """Let `guard apply` know what this server can edit. A store that is read-only now must not stop the server."""
+    try:
+        store.record_engine(record)
+    except StoreError as error:
+        log.warning("engine_not_recorded", error=str(error))

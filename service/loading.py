@@ -1,7 +1,8 @@
-"""Makes the parts that the server is wired from: detector, fitted strength, self-test."""
+"""Makes the parts that the server is wired from: detector, fitted strength, settings of edits, self-test."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ import structlog
 from guard import ticket
 from guard.classifiers.detector import Detector
 from guard.classifiers.encoder import Encoder
+from guard.engine.compat import NO_FINGERPRINT, EditSettings
 from guard.engine.selftest import selftest
 from guard.errors import PackError
 from guard.interventions.eco import FittedCorruption, load_eco
 from guard.packs.fingerprint import model_fingerprint
+from guard.packs.model_shape import model_shape
 from guard.service.settings import NO_ENCODER, Settings
+from guard.site import parse_sites
 
 PACK_FOLDER = "eco"
+# more than any model has: a site's form can be checked without knowing the model
+MAX_LAYERS = 1000
 
 log = structlog.get_logger("guard.loading")
 
@@ -49,6 +55,28 @@ def load_fitted(settings: Settings, model: str) -> FittedCorruption | None:
             return fitted
     log.warning("no_fitted_strength", hint="run `guard fit eco` for this model; policies without rho use a default")
     return None
+
+
+def load_edit_settings(settings: Settings, model: str) -> EditSettings:
+    """Where the engine can edit activations, how many packs fit, and the fingerprint that packs must carry.
+
+    Raises ConfigurationError for sites that the model does not have; for a model that is not in a local folder only
+    their form is checked here, the rest by the engine.
+    """
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        parse_sites(settings.sites, MAX_LAYERS)
+        log.warning("model_without_fingerprint", hint="edit packs need a model in a local folder")
+        return EditSettings(settings.sites, settings.max_slots, settings.max_rank)
+    with contextlib.suppress(PackError):
+        # an unusual config says its layers to the engine only
+        parse_sites(settings.sites, model_shape(folder).num_layers)
+    try:
+        fingerprint = model_fingerprint(folder)
+    except PackError as error:
+        log.warning("model_without_fingerprint", reason=str(error))
+        fingerprint = NO_FINGERPRINT
+    return EditSettings(settings.sites, settings.max_slots, settings.max_rank, fingerprint)
 
 
 async def run_self_test(engine: Any, tokenizer: Any) -> None:

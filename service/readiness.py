@@ -17,13 +17,17 @@ SILENCE_LIMIT_S = 120.0
 
 @dataclass(slots=True)
 class Readiness:
-    """State of one server; `engine` is vLLM's engine client, `answered_s` when the engine last answered a call."""
+    """State of one server; `engine` is vLLM's engine client, `answered_s` when the engine last answered a call.
+
+    `packs_failed` counts packs of the tenants served that could not be loaded: requests that need one get 503.
+    """
 
     engine: Any
     watcher: SnapshotWatcher
     self_test_passed: bool = False
     draining: bool = False
     constraints_loaded: bool = False
+    packs_failed: int = 0
     answered_s: float = field(default_factory=time.monotonic)
     silence_limit_s: float = SILENCE_LIMIT_S
 
@@ -46,12 +50,13 @@ class Readiness:
         """The body of `/readyz`; `building` is the number of tenants whose detector is still being built."""
         state = self.watcher.state()
         ready = self.ready()
-        status = "ready" if ready and state.healthy else "degraded" if ready else "not ready"
+        status = "ready" if ready and state.healthy and not self.packs_failed else "degraded" if ready else "not ready"
         return {
             "status": status,
             "engine": self.engine_state(),
             "self_test": "passed" if self.self_test_passed else "pending",
             "constraints": "loaded" if self.constraints_loaded else "loading",
+            "packs_not_loaded": self.packs_failed,
             "draining": self.draining,
             "store": "ok" if state.healthy else "unreadable, serving the last good snapshot",
             "snapshot_revision": state.revision,

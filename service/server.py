@@ -19,6 +19,8 @@ from guard.errors import ConfigurationError, GuardError
 from guard.metrics import Metrics
 from guard.policy import Snapshot, Tenant
 from guard.service.auth import GuardMiddleware, Limits
+from guard.service.edit_residency import EditResidency
+from guard.service.engine_record import EngineRecord, engine_record
 from guard.service.gate import GatePipeline
 from guard.service.keys import find_tenant
 from guard.service.loading import load_detector, load_fitted, run_self_test
@@ -28,6 +30,8 @@ from guard.service.rules import RuleContext, special_texts
 from guard.service.settings import Settings
 from guard.service.snapshot import SnapshotWatcher
 
+CALL_TIMEOUT_S = 60.0
+
 log = structlog.get_logger("guard.server")
 
 
@@ -36,7 +40,7 @@ class GuardServer:
 
     def __init__(
         self, engine: Any, args: Any, settings: Settings, watcher: SnapshotWatcher, pepper: bytes, tokenizer: Any,
-        detector: Any, fitted: Any,
+        detector: Any, fitted: Any, record: EngineRecord,
     ) -> None:
         self._args, self._settings, self._watcher, self._pepper = args, settings, watcher, pepper
         self._tokenizer, self._detector = tokenizer, detector
@@ -53,8 +57,13 @@ class GuardServer:
             self._call, settings.home.resolve() / "automata", Vocabulary.from_tokenizer(tokenizer),
             settings.residency_timeout_s,
         )
+        self.record = record
+        self.edits = EditResidency(
+            self._call, settings.home.resolve(), record.max_slots if record.sites else 0, settings.residency_timeout_s,
+            self.metrics,
+        )
         gate = GatePipeline(
-            PromptDecoder(tokenizer), detector, self.residency, self.metrics, ticket.read_key(), fitted
+            PromptDecoder(tokenizer), detector, self.residency, self.edits, self.metrics, ticket.read_key(), fitted
         )
         self.metrics.slots_capacity.labels("constraint").set(SLOTS - 1)
         # every running request has a corruption slot of its own
@@ -69,7 +78,8 @@ class GuardServer:
         tokenizer = engine.renderer.get_tokenizer()
         detector = load_detector(settings)
         fitted = load_fitted(settings, args.model)
-        server = cls(engine, args, settings, watcher, pepper, tokenizer, detector, fitted)
+        record = engine_record(await engine.collective_rpc("guard_ping", timeout=CALL_TIMEOUT_S))
+        server = cls(engine, args, settings, watcher, pepper, tokenizer, detector, fitted, record)
         await server._self_test(engine)
         await server._take_over(watcher.current, wait=True)
         await server._wait_for_detectors(watcher.current)
@@ -111,7 +121,7 @@ class GuardServer:
         log.info("draining")
 
     async def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        return await self.client.inner.collective_rpc(method, timeout=60.0, args=arguments)
+        return await self.client.inner.collective_rpc(method, timeout=CALL_TIMEOUT_S, args=arguments)
 
     def _on_change(self, snapshot: Snapshot) -> None:
         # called in the watcher's thread
@@ -119,7 +129,8 @@ class GuardServer:
 
     async def _take_over(self, snapshot: Snapshot, *, wait: bool) -> None:
         """Build what the tenants of `snapshot` need. Requests that come earlier wait for it in the gate."""
-        tenants = [tenant for tenant in snapshot.tenants.values() if tenant.guarded]
+        packs = self.edits.prefetch(wanted_packs(snapshot))
+        tenants = [tenant for tenant in snapshot.tenants.values() if tenant.listed]
         self.residency.serve_only(tenants)
         builds = [self.residency.begin(tenant) for tenant in tenants]
         results = await asyncio.gather(*builds, return_exceptions=True)
@@ -131,6 +142,9 @@ class GuardServer:
         broken = [result for result in prepared if isinstance(result, BaseException)]
         if broken:
             log.error("detectors_not_prepared", tenants=len(broken), error=type(broken[0]).__name__)
+        if wait and packs:
+            # a pack that cannot be loaded closes its tenants' requests, not the server
+            await asyncio.wait(packs)
         if wait and failed:
             raise ConfigurationError("the constraints of the stored tenants could not be loaded into the engine")
         self._refresh_gauges()
@@ -138,7 +152,7 @@ class GuardServer:
     async def _wait_for_detectors(self, snapshot: Snapshot) -> None:
         # names hold at once; paraphrases only when the trained parts are there, so the start waits, but not for ever
         builds = [
-            asyncio.create_task(self._detector.built(tenant)) for tenant in snapshot.tenants.values() if tenant.guarded
+            asyncio.create_task(self._detector.built(tenant)) for tenant in snapshot.tenants.values() if tenant.listed
         ]
         if builds:
             _, late = await asyncio.wait(builds, timeout=self._settings.detector_wait_s)
@@ -166,8 +180,10 @@ class GuardServer:
             self._refresh_gauges()
 
     def _take_counters(self, per_rank: list[dict[str, int]]) -> None:
-        # every rank counts the same tokens, so the first one speaks for all
+        # every rank counts the same tokens, so the first one speaks for all; but each stage of a pipeline has its sites
         current = {name: float(value) for name, value in (per_rank[0] if per_rank else {}).items()}
+        for name in ("edited_tokens", "expected_edited_tokens"):
+            current[name] = float(sum(rank.get(name, 0) for rank in per_rank))
         metrics = self.metrics
         for name, value in current.items():
             if ":" not in name:
@@ -176,9 +192,13 @@ class GuardServer:
             ("corrupted_tokens", metrics.corrupted_tokens),
             ("corrupted_tokens", metrics.counted.labels("corruption")),
             ("expected_corrupted_tokens", metrics.expected.labels("corruption")),
+            ("edited_tokens", metrics.edited_tokens),
+            ("edited_tokens", metrics.counted.labels("edit")),
+            ("expected_edited_tokens", metrics.expected.labels("edit")),
             ("masked_tokens", metrics.masked_tokens),
         ):
             series.inc(max(0.0, current.get(name, 0.0) - self._seen.get(name, 0.0)))
+        metrics.slots_in_use.labels("edit").set(self.edits.resident)
         metrics.slots_in_use.labels("constraint").set(current.get("resident", self.residency.resident))
         self._seen = current
 
@@ -189,6 +209,7 @@ class GuardServer:
         metrics.store_healthy.set(state.healthy)
         metrics.tenants.set(len(self._watcher.current.tenants))
         metrics.detector_building.set(self._building())
+        self.readiness.packs_failed = self.edits.failed
         metrics.ready.set(self.readiness.ready())
         reloads, failures = self._reloads
         metrics.reloads.labels("success").inc(max(0, state.reloads - reloads))
@@ -197,12 +218,18 @@ class GuardServer:
 
     def _building(self) -> int:
         tenants = self._watcher.current.tenants.values()
-        return sum(tenant.guarded and bool(self._detector.building(tenant)) for tenant in tenants)
+        return sum(tenant.listed and bool(self._detector.building(tenant)) for tenant in tenants)
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def wanted_packs(snapshot: Snapshot) -> list[str]:
+    """Packs of all tenants in the order in which they are loaded: those of every request first."""
+    edits = [(edit.when != "always", edit.pack) for tenant in snapshot.tenants.values() for edit in tenant.policy.edits]
+    return list(dict.fromkeys(pack for _, pack in sorted(edits)))
 
 
 def models_body(names: Sequence[str], max_model_len: int) -> bytes:

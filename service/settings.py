@@ -26,7 +26,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     home: Annotated[
-        Path, Field(description="Folder for the tenant store, the key pepper, compiled automata and fitted strengths.")
+        Path,
+        Field(description="Folder for the tenant store, key pepper, packs, compiled automata and fitted strengths."),
     ] = Path(".guard")
     database_url: Annotated[
         str, Field(description="SQLAlchemy URL of the tenant store; empty: SQLite in `GUARD_HOME/guard.db`.")
@@ -43,8 +44,24 @@ class Settings(BaseModel):
         float, Field(gt=0.0, le=60.0, description="Seconds between looks at the tenant store's revision.")
     ] = 0.25
     residency_timeout_s: Annotated[
-        float, Field(gt=0.0, le=600.0, description="Seconds that a request waits for its constraint to be loaded.")
+        float, Field(gt=0.0, le=600.0, description="Seconds that a request waits for its constraint and its packs.")
     ] = 20.0
+    sites: Annotated[
+        str,
+        Field(description="Sites at which activation edits can apply (`--guard-sites`): `auto` (four layers spread "
+                          "over the model), `all`, `none`, or a comma list of `LAYER.PLACE`, `FIRST-LAST.PLACE` and "
+                          "`*.PLACE`, where the place is `resid_post`, `attn_norm`, `mlp_norm` or `*`."),
+    ] = "auto"
+    max_slots: Annotated[
+        int,
+        Field(ge=1, le=16384, description="Edit packs that can be resident in the engine (`--guard-max-slots`); their "
+                                          "memory is taken before the cache is sized."),
+    ] = 64
+    max_rank: Annotated[
+        int,
+        Field(ge=16, le=32, multiple_of=16,
+              description="Largest rank of a resident edit pack (`--guard-max-rank`): 16 or 32."),
+    ] = 16
     detector_wait_s: Annotated[
         float,
         Field(ge=0.0, le=3600.0, description="Longest time that the start waits for the detectors of stored tenants."),

@@ -2,13 +2,14 @@
 
 Beyond the schema of `guard.policy`, entries that would flag or mask ordinary speech are refused: names, aliases and
 forbidden strings that are empty, one character or nothing but stop words; forbidden strings whose normal form is not
-4 to 512 characters long; a tenant that is there twice.
+4 to 512 characters long; a tenant that is there twice; an edit that names a target which is not on the list.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from guard.classifiers.normalize import mask_form, strong_form
 from guard.errors import TenantFileError
-from guard.policy import Target, TenantFile
+from guard.policy import Target, TenantFile, TenantSpec
 from guard.service.schema import known_keys
 from guard.service.stop_words import STOP_WORDS
 from guard.service.yaml_positions import Document, parse_yaml, path_text
@@ -28,7 +29,7 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_PROBLEMS = 20
 FORBID_CHARACTERS = (4, 512)
 NAME_CHARACTERS = (2, 512)
-
+_FIELD_PART = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 # stop words in the form in which they are compared
 _COMMON = frozenset(mask_form(word) for word in STOP_WORDS)
 
@@ -91,6 +92,13 @@ def examine(text: str) -> tuple[TenantFile | None, tuple[Problem, ...]]:
     return (None, problems) if problems else (file, ())
 
 
+def with_line(error: TenantFileError, text: str) -> TenantFileError:
+    """`error` with the line of its field in `text`, the tenant file that it came from."""
+    parts = _FIELD_PART.findall(error.field)
+    path: FieldPath = tuple(int(number) if number else key for number, key in parts)
+    return TenantFileError(_bare_message(error), line=parse_yaml(text).line_of(path), field=error.field)
+
+
 def _bare_message(error: TenantFileError) -> str:
     place = str(TenantFileError("", line=error.line, field=error.field))
     return str(error).removeprefix(place)
@@ -114,6 +122,8 @@ def _schema_problems(error: ValidationError, document: Document) -> Iterator[Pro
             message = "this key is required"
         elif detail["type"] == "too_short":
             message = "must hold at least one item"
+        elif detail["type"] == "value_error":
+            message = message.removeprefix("Value error, ")
         elif detail["type"] == "string_type":
             message = "must be text; put it in quotes if it is a number, a date, true, false or empty"
         yield Problem(message, document.line_of(path), path_text(path))
@@ -134,6 +144,8 @@ def _meaning_problems(file: TenantFile, document: Document) -> Iterator[Problem]
             message = f"this tenant is already at line {seen[tenant.name]}"
             yield Problem(message, document.line_of((*base, "name")), path_text((*base, "name")))
         seen.setdefault(tenant.name, document.line_of((*base, "name")))
+        for path, message in _edit_problems(tenant, base):
+            yield Problem(message, document.line_of(path), path_text(path))
         for index, target in enumerate(tenant.targets):
             for path, message in _target_problems(target, (*base, "targets", index)):
                 yield Problem(message, document.line_of(path), path_text(path))
@@ -141,6 +153,14 @@ def _meaning_problems(file: TenantFile, document: Document) -> Iterator[Problem]
             if not prompt.strip():
                 path = (*base, "benign", index)
                 yield Problem("must not be blank", document.line_of(path), path_text(path))
+
+
+def _edit_problems(tenant: TenantSpec, base: FieldPath) -> Iterator[tuple[FieldPath, str]]:
+    names = {target.name for target in tenant.targets}
+    for index, edit in enumerate(tenant.policy.edits):
+        for name in edit.targets:
+            if name not in names:
+                yield (*base, "policy", "edits", index, "targets", name), "no target of this tenant has this name"
 
 
 def _target_problems(target: Target, base: FieldPath) -> Iterator[tuple[FieldPath, str]]:
