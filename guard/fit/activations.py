@@ -59,7 +59,8 @@ def collect(
     model.eval()
     with recorded(model, list(sites)) as seen:
         for part in batches(encoded, batch, model.get_input_embeddings().weight.device):
-            model(input_ids=part.ids, attention_mask=part.attention, use_cache=False)
+            # the logits are not needed: the model without its head
+            model.base_model(input_ids=part.ids, attention_mask=part.attention, use_cache=False)
             for site in sites:
                 for row, index in enumerate(part.index):
                     chosen = seen[site][row][part.counted[row]].float()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -52,15 +53,17 @@ def edits(
     Raises ConfigurationError for a site that the model lacks, a row of another width, or a pass that `positions` does
     not fit.
     """
+
     def change(row: EditRow) -> Callable[[Tensor], Tensor]:
         return lambda x: _changed(x, row, strength, positions, phase)
 
+    width = layer_width(model)
     with ExitStack() as stack:
         for site, row in rows.items():
-            width = layer_width(model)
             if row.width != width:
                 raise ConfigurationError(f"site {site}: the edit is for width {row.width}, the model has {width}")
-            stack.enter_context(replaced(model, site, change(row)))
+            device = next(site_module(model, site).parameters()).device
+            stack.enter_context(replaced(model, site, change(_placed(row, device))))
         yield
 
 
@@ -131,6 +134,14 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 def layer_width(model: Any) -> int:
     """d, the length of a hidden state."""
     return int(model.get_input_embeddings().weight.shape[-1])
+
+
+def _placed(row: EditRow, device: torch.device) -> EditRow:
+    parts: dict[str, Any] = {}
+    for field in fields(row):
+        part = getattr(row, field.name)
+        parts[field.name] = part.to(device) if isinstance(part, Tensor) else part
+    return EditRow(**parts)
 
 
 def _changed(x: Tensor, row: EditRow, strength: float | Tensor, positions: Tensor | None, phase: Phase) -> Tensor:
