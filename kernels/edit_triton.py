@@ -187,7 +187,9 @@ def _alike(  # type: ignore[no-untyped-def]
 
 
 # a new number of tokens must not compile the kernel again
-@triton.jit(do_not_specialize=["lane_stride", "strength_stride", "num_tokens", "num_sites", "num_slots"])  # type: ignore[untyped-decorator]
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["lane_stride", "strength_stride", "num_tokens", "num_sites", "num_slots"]
+)
 def edit_kernel(  # type: ignore[no-untyped-def]
     hidden, residual, site, token_lane, token_strength, scale, shift, read, write, bias, gain, offset, threshold,
     rank_table, parts_table, counts, hidden_stride, residual_stride, lane_stride, strength_stride, num_tokens,
