@@ -1,0 +1,193 @@
+"""Fit a feature clamp: train a sparse autoencoder at one site, choose the features of a concept, set their value.
+
+Sources: arXiv 2410.19278 (selection by sparsity, negative clamp), DSG arXiv 2504.08192 (by ratio, gate `any`).
+A clamp value of another model means nothing here: the value is `-clamp` times the mean norm of the residual stream at
+the site, and decoder rows have norm 1, so `clamp` is the length of each feature's push in units of the residual.
+
+The autoencoder is kept in `autoencoder.safetensors` and serves any number of concepts of the same model and site.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from guard.errors import ConfigurationError
+from guard.fit.autoencoder import Autoencoder, TrainingConfig, TrainingReport, train
+from guard.fit.checkpoint import Checkpoint, fit_identity
+from guard.fit.concept_report import draw_lines, write_report
+from guard.fit.concept_rows import ConceptRow, ConceptTexts, read_concept_rows, rows_digest, split_texts
+from guard.fit.concept_states import ConceptStates, collect_concept_states
+from guard.fit.features import (
+    FeatureStatistics,
+    feature_statistics,
+    firing_share,
+    select_by_ratio,
+    select_by_sparsity,
+)
+from guard.fit.loaded_model import load_model, progress
+from guard.interventions.sae import SaeConfig, save_sae
+from guard.kernels.edit_formula import MAX_RANK
+from guard.packs.format import Pack
+from guard.site import Site
+
+AUTOENCODER_FILE = "autoencoder.safetensors"
+_PARTS = ("encoder", "encoder_bias", "threshold", "decoder", "decoder_bias")
+
+
+class ClampConfig(BaseModel):
+    """How features are chosen and what becomes of them. `clamp`: in residual norms; 0 switches features off."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    selection: Literal["ratio", "sparsity"] = "sparsity"
+    count: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
+    ratio_percentile: Annotated[float, Field(ge=0.0, le=100.0)] = 95.0
+    retain_sparsity: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    clamp: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.2
+    gate: Literal["own", "any"] = "own"
+    held_out_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenFeatures:
+    """Indices into the autoencoder, the clamp value in its units, and the statistics they were chosen by."""
+
+    indices: tuple[int, ...]
+    value: float
+    statistics: FeatureStatistics
+
+
+def fit_sae(
+    model: Any, tokenizer: Any, rows: list[ConceptRow], site: Site, training: TrainingConfig, config: ClampConfig, *,
+    out: Path, fingerprint: str, autoencoder: Path | None = None, licence: str = "unknown", show_progress: bool = True,
+) -> Pack:
+    """Fit and write report.json, report.png, the autoencoder and the pack `sae/` into `out`; with `autoencoder`, the
+    path of one that was trained for this site before, nothing is trained. Raises GuardError."""
+    texts = split_texts(rows, config.held_out_share, config.seed)
+    states = collect_concept_states(model, tokenizer, texts, (site,), show_progress=show_progress)[site]
+    out.mkdir(parents=True, exist_ok=True)
+    if autoencoder is not None:
+        found, training_report = load_autoencoder(autoencoder), None
+    else:
+        found, training_report = train_autoencoder(
+            states, training, out=out, show_progress=show_progress, identity=fit_identity(
+                fingerprint, rows_digest(rows), str(site), training.model_dump(), config.held_out_share, config.seed
+            ),
+        )
+        save_autoencoder(out / AUTOENCODER_FILE, found)
+    return fit_clamp(
+        found, states, texts, site, config, out=out, fingerprint=fingerprint, digest=rows_digest(rows), licence=licence,
+        training=training_report,
+    )
+
+
+def train_autoencoder(
+    states: ConceptStates, training: TrainingConfig, *, out: Path, identity: str, show_progress: bool = True
+) -> tuple[Autoencoder, TrainingReport]:
+    """Train on forget and retain tokens together. A stopped training of the same `identity` resumes."""
+    file = out / "training.safetensors"
+    checkpoint = Checkpoint(file, identity)
+    with progress("training the autoencoder", training.steps, show=show_progress) as advance:
+        trained = train(states.both, states.held_out_both, training, checkpoint=checkpoint, advance=advance)
+    file.unlink(missing_ok=True)
+    return trained
+
+
+def fit_clamp(
+    autoencoder: Autoencoder, states: ConceptStates, texts: ConceptTexts, site: Site, config: ClampConfig, *, out: Path,
+    fingerprint: str, digest: str, licence: str = "unknown", training: TrainingReport | None = None,
+) -> Pack:
+    """Choose features and write report and pack. Raises GuardError, also when no feature stands for the concept."""
+    chosen = choose_features(autoencoder, states, config)
+    statistics = chosen.statistics
+    parts = {
+        "forget": states.forget, "retain": states.retain, "held_out_forget": states.held_out_forget,
+        "held_out_retain": states.held_out_retain,
+    }
+    features = [
+        {
+            "index": index, "forget_frequency": round(float(statistics.forget_frequency[index]), 6),
+            "retain_frequency": round(float(statistics.retain_frequency[index]), 6),
+        }
+        for index in chosen.indices
+    ]
+    report: dict[str, Any] = {
+        "method": "sae", "site": str(site), "value": chosen.value, "features": features,
+        "tokens_edited": {
+            name: round(firing_share(autoencoder, chosen.indices, part), 6) for name, part in parts.items() if len(part)
+        },
+        "settings": config.model_dump(mode="json"), "training": asdict(training) if training else None,
+        "texts": texts.counts, "model_fingerprint": fingerprint,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_report(out / "report.json", report)
+    _draw(out / "report.png", report)
+    brief = {key: report[key] for key in ("features", "tokens_edited", "settings", "texts")}
+    return save_sae(
+        out / "sae", {site: autoencoder.features(chosen.indices)}, SaeConfig(value=chosen.value, gate=config.gate),
+        model_fingerprint=fingerprint, fit_data_digest=digest, licence=licence, fit_report=brief,
+    )
+
+
+def choose_features(autoencoder: Autoencoder, states: ConceptStates, config: ClampConfig) -> ChosenFeatures:
+    """The features of the concept and their clamp value. Raises ConfigurationError when there is none."""
+    statistics = feature_statistics(autoencoder, states.forget, states.retain)
+    if config.selection == "ratio":
+        indices = select_by_ratio(statistics, config.count, config.ratio_percentile)
+    else:
+        indices = select_by_sparsity(statistics, config.count, config.retain_sparsity)
+    if not indices:
+        raise ConfigurationError("no feature of the autoencoder stands for the concept; allow more, or train longer")
+    norm = float(states.retain.float().norm(dim=-1).mean())
+    # -0.0 would be another content hash than 0.0
+    return ChosenFeatures(tuple(indices), round(-config.clamp * norm, 4) + 0.0, statistics)
+
+
+def save_autoencoder(path: Path, autoencoder: Autoencoder) -> None:
+    """Write all features, for fits of other concepts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: getattr(autoencoder, name).contiguous() for name in _PARTS}, path)
+
+
+def load_autoencoder(path: Path) -> Autoencoder:
+    """Read what `save_autoencoder` wrote. Raises ConfigurationError."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+        return Autoencoder(**{name: tensors[name].float() for name in _PARTS})
+    except (SafetensorError, OSError, ValueError, KeyError) as exc:
+        raise ConfigurationError(f"{path.name}: not an autoencoder of `guard fit sae`") from exc
+
+
+def run_fit_sae(
+    model: Path, data: Path, out: Path, *, site: str, training: TrainingConfig | None = None,
+    config: ClampConfig | None = None, autoencoder: Path | None = None, device: str = "cpu", licence: str = "unknown",
+    show_progress: bool = True,
+) -> Pack:
+    """Fit from files: model folder and JSON Lines of text/label. Raises GuardError."""
+    place = Site.parse(site)
+    rows = read_concept_rows(data)
+    loaded = load_model(model, device=device)
+    return fit_sae(
+        loaded.model, loaded.tokenizer, rows, place, training or TrainingConfig(), config or ClampConfig(),
+        out=out, fingerprint=loaded.fingerprint, autoencoder=autoencoder, licence=licence, show_progress=show_progress,
+    )
+
+
+def _draw(path: Path, report: dict[str, Any]) -> None:
+    features = report["features"]
+    draw_lines(
+        path,
+        {
+            name: [(position + 1.0, feature[f"{name}_frequency"]) for position, feature in enumerate(features)]
+            for name in ("forget", "retain")
+        },
+        title=f"Chosen features at {report['site']}", x="feature, in the order of choice", y="share of tokens",
+    )

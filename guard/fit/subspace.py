@@ -1,0 +1,127 @@
+"""Fit a subspace projection: hidden states lose the directions of a concept, x' = m + (I - Q^T Q)(x - m).
+
+Sources: SAFREE's concept subspace (arXiv 2410.12761) taken from hidden states instead of text embeddings, around the
+retain mean m as in affine concept erasure (arXiv 2411.09003); rank 1 with the difference of means is the refusal
+direction's ablation (arXiv 2406.11717). Which basis: `guard.fit.concept_basis`.
+
+Nothing is searched: the pack follows from the data and the configuration. What it costs on other texts is measured by
+the share of their energy that it removes, on held-out texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from guard.fit.activations import Pooling
+from guard.fit.concept_basis import ConceptBasis, Kind, concept_basis, removed_share
+from guard.fit.concept_report import draw_lines, write_report
+from guard.fit.concept_rows import ConceptRow, ConceptTexts, read_concept_rows, rows_digest, split_texts
+from guard.fit.concept_states import ConceptStates, collect_concept_states
+from guard.fit.loaded_model import load_model
+from guard.interventions.subspace import save_subspace
+from guard.kernels.edit_formula import MAX_RANK
+from guard.packs.format import Pack
+from guard.site import Site
+
+
+class SubspaceConfig(BaseModel):
+    """`kind`, `ridge`: see `guard.fit.concept_basis`; the rank keeps `energy`, up to `max_rank`; `affine`: project
+    around the retain mean instead of around 0; `pooling`: every token of a text, their mean, or the last one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    kind: Kind = "contrast"
+    energy: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    max_rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
+    ridge: Annotated[float, Field(gt=0.0, le=1e6)] = 0.5
+    affine: bool = True
+    pooling: Pooling = "tokens"
+    held_out_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def fit_subspace(
+    model: Any, tokenizer: Any, rows: list[ConceptRow], sites: tuple[Site, ...], config: SubspaceConfig, *, out: Path,
+    fingerprint: str, licence: str = "unknown", show_progress: bool = True,
+) -> Pack:
+    """Fit and write report.json, report.png and the pack `subspace/` into `out`. Raises GuardError."""
+    texts = split_texts(rows, config.held_out_share, config.seed)
+    states = collect_concept_states(
+        model, tokenizer, texts, sites, pooling=config.pooling, show_progress=show_progress
+    )
+    return fit_subspace_states(
+        states, texts, config, out=out, fingerprint=fingerprint, digest=rows_digest(rows), licence=licence
+    )
+
+
+def fit_subspace_states(
+    states: Mapping[Site, ConceptStates], texts: ConceptTexts, config: SubspaceConfig, *, out: Path, fingerprint: str,
+    digest: str, licence: str = "unknown",
+) -> Pack:
+    """The same from states that are already there. Raises GuardError."""
+    bases, means = subspaces(states, config)
+    report: dict[str, Any] = {
+        "method": "subspace", "sites": {str(site): _site_report(states[site], bases[site]) for site in bases},
+        "settings": config.model_dump(mode="json"), "texts": texts.counts, "model_fingerprint": fingerprint,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_report(out / "report.json", report)
+    draw_lines(
+        out / "report.png", {str(site): _cumulative(found) for site, found in bases.items()},
+        title="Energy of the concept kept by the first directions", x="rank", y="share of the energy",
+    )
+    return save_subspace(
+        out / "subspace", {site: found.basis for site, found in bases.items()}, means if config.affine else None,
+        model_fingerprint=fingerprint, fit_data_digest=digest, licence=licence,
+        fit_report={key: report[key] for key in ("sites", "settings", "texts")},
+    )
+
+
+def subspaces(
+    states: Mapping[Site, ConceptStates], config: SubspaceConfig
+) -> tuple[dict[Site, ConceptBasis], dict[Site, Tensor]]:
+    """Basis and retain mean of every site. Raises ConfigurationError."""
+    bases = {
+        site: concept_basis(
+            found.forget, found.retain, config.kind, energy=config.energy, max_rank=config.max_rank, ridge=config.ridge
+        )
+        for site, found in states.items()
+    }
+    return bases, {site: found.retain.float().mean(dim=0) for site, found in states.items()}
+
+
+def run_fit_subspace(
+    model: Path, data: Path, out: Path, *, sites: str = "auto", config: SubspaceConfig | None = None,
+    device: str = "cpu", licence: str = "unknown", show_progress: bool = True,
+) -> Pack:
+    """Fit from files: model folder and JSON Lines of text/label. Raises GuardError."""
+    rows = read_concept_rows(data)
+    loaded = load_model(model, device=device)
+    return fit_subspace(
+        loaded.model, loaded.tokenizer, rows, loaded.sites(sites), config or SubspaceConfig(),
+        out=out, fingerprint=loaded.fingerprint, licence=licence, show_progress=show_progress,
+    )
+
+
+def _site_report(states: ConceptStates, found: ConceptBasis) -> dict[str, Any]:
+    mean = states.retain.float().mean(dim=0)
+    parts = {
+        "forget": states.forget, "retain": states.retain, "held_out_forget": states.held_out_forget,
+        "held_out_retain": states.held_out_retain,
+    }
+    return {
+        "rank": len(found.basis), "energy_kept": round(found.kept, 6),
+        "energy_removed": {
+            name: round(removed_share(part, mean, found.basis), 6) for name, part in parts.items() if len(part)
+        },
+    }
+
+
+def _cumulative(found: ConceptBasis) -> list[tuple[float, float]]:
+    share = found.spectrum.cumsum(0) / found.spectrum.sum()
+    return [(index + 1.0, float(value)) for index, value in enumerate(share[: 2 * MAX_RANK])]
