@@ -1,150 +1,90 @@
-"""Which corruption slot every token of a step carries: per-request tables, one fill per step, torch reference.
+"""Which corruption slot and which edit lanes every token of a step carries: one fill per step, torch reference.
 
-Tables are indexed by **request slot**, an index that a request keeps while it lives: in Model Runner V2 the request
-state index (`idx_mapping` gives it per batch row), in the V1 runner any index that the caller assigns per request id.
-A step has B batch rows; row b holds the tokens query_start_loc[b] .. query_start_loc[b+1] - 1.
+A step has B batch rows; row b holds the tokens query_start_loc[b] .. query_start_loc[b+1] - 1. With r the request slot
+of the row of t (see `guard.kernels.route_table`):
 
-    token_slot[t] = slot[r]  if position[t] < prompt_length[r] and position[t] lies in one of the ranges of r, else 0
+    token_slot[t]    = slot[r]  if position[t] < prompt_length[r] and position[t] lies in one of the ranges of r, else 0
+    token_lane[l, t] = lane_slot[r, l]  if position[t] lies in the lane's phase and, where the lane has ranges, in one
+                       of them, else 0; token_strength[l, t] goes with it
 
-with r the request slot of the row of t. Tokens at or behind query_start_loc[B] up to the padded size get slot 0.
-The answer depends on absolute positions only: chunked prefill and recompute after preemption cannot change it, and
-positions at or behind the prompt length (output tokens, whatever phase replays them) are never touched.
+Tokens at or behind query_start_loc[B] up to the padded size get slot 0 and no lanes. The answer depends on absolute
+positions only: chunked prefill and recompute after preemption cannot change it, and positions at or behind the prompt
+length (output tokens, whatever phase replays them) are never corrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-MAX_RANGES = 64
+from guard.kernels.route_table import (
+    MAX_LANE_RANGES,
+    MAX_LANES,
+    MAX_RANGES,
+    Lane,
+    LanePhase,
+    RouteTable,
+    coalesce,
+    covered,
+)
+
+__all__ = [
+    "MAX_LANES", "MAX_LANE_RANGES", "MAX_RANGES", "Lane", "LanePhase", "RouteTable", "coalesce", "covered", "fill",
+    "fill_reference",
+]
 
 Backend = Literal["auto", "torch", "triton"]
 
 
-@dataclass(frozen=True, slots=True)
-class RouteTable:
-    """Corruption slot and positions of R request slots.
-
-    slot, range_count: int32 [R]; prompt_length: int64 [R]; ranges: int64 [R, max_ranges, 2], half-open and absolute.
-    `planned` holds, on the host, the request slots that have a plan: a step without any needs no table look-up.
-    """
-
-    slot: Tensor
-    prompt_length: Tensor
-    range_count: Tensor
-    ranges: Tensor
-    planned: set[int] = field(default_factory=set)
-
-    @classmethod
-    def empty(
-        cls, num_requests: int, device: torch.device | str = "cpu", max_ranges: int = MAX_RANGES,
-    ) -> RouteTable:
-        """A table in which no request has a plan."""
-        return cls(
-            slot=torch.zeros(num_requests, dtype=torch.int32, device=device),
-            prompt_length=torch.zeros(num_requests, dtype=torch.int64, device=device),
-            range_count=torch.zeros(num_requests, dtype=torch.int32, device=device),
-            ranges=torch.zeros(num_requests, max_ranges, 2, dtype=torch.int64, device=device),
-        )
-
-    @property
-    def num_requests(self) -> int:
-        return self.slot.shape[0]
-
-    @property
-    def max_ranges(self) -> int:
-        return self.ranges.shape[1]
-
-    def set(self, request: int, *, slot: int, prompt_length: int, ranges: Sequence[tuple[int, int]]) -> None:
-        """Write the plan of one request slot; call it outside the step's hot path. Raises ValueError."""
-        self._check_request(request)
-        if slot < 1:
-            raise ValueError(f"a plan needs a corruption slot >= 1, got {slot}")
-        if len(ranges) > self.max_ranges:
-            raise ValueError(f"{len(ranges)} ranges exceed the limit of {self.max_ranges}; coalesce() them first")
-        if any(not 0 <= start < end for start, end in ranges):
-            raise ValueError("every range must be (start, end) with 0 <= start < end")
-        self.slot[request].fill_(0)
-        if ranges:
-            host = torch.tensor(ranges, dtype=torch.int64)
-            self.ranges[request, : len(ranges)].copy_(host)
-        self.range_count[request].fill_(len(ranges))
-        self.prompt_length[request].fill_(prompt_length)
-        self.slot[request].fill_(slot)
-        self.planned.add(request)
-
-    def clear(self, request: int) -> None:
-        """Forget the plan of one request slot; free when it had none."""
-        self._check_request(request)
-        if request in self.planned:
-            self.slot[request].fill_(0)
-            self.planned.discard(request)
-
-    def _check_request(self, request: int) -> None:
-        if not 0 <= request < self.num_requests:
-            raise ValueError(f"request slot {request} is outside 0..{self.num_requests - 1}")
-
-
-def coalesce(
-    ranges: Sequence[tuple[int, int]], prompt_length: int, limit: int = MAX_RANGES,
-) -> tuple[tuple[int, int], ...]:
-    """Sorted, disjoint ranges inside [0, prompt_length), at most `limit`: the narrowest gaps are closed first.
-
-    Closing a gap corrupts more tokens, never fewer: enforcement does not depend on the number of spans.
-    """
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted((max(0, start), min(end, prompt_length)) for start, end in ranges):
-        if start >= end:
-            continue
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    while len(merged) > max(1, limit):
-        gap = min(range(len(merged) - 1), key=lambda index: merged[index + 1][0] - merged[index][1])
-        merged[gap : gap + 2] = [(merged[gap][0], merged[gap + 1][1])]
-    return tuple(merged)
-
-
 def fill(
     token_slot: Tensor, token_position: Tensor, table: RouteTable, query_start_loc: Tensor, positions: Tensor,
-    *, request_slots: Tensor, num_padded: int, backend: Backend = "auto",
+    *, request_slots: Tensor, num_padded: int, token_lane: Tensor | None = None, token_strength: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> None:
-    """Write slot and position of every token of a step into the persistent buffers.
+    """Write slot, position and lanes of every token of a step into the persistent buffers.
 
-    token_slot: int32 [C], token_position: int64 [C], C >= num_padded; entries behind num_padded keep their value.
+    token_slot: int32 [C], token_position: int64 [C], C >= num_padded; token_lane: int32 [4, C] and token_strength:
+    float32 [4, C], given together or not at all. Entries behind num_padded keep their value.
     query_start_loc: int32 or int64 [>= B + 1], B = len(request_slots); positions: int64 [>= number of real tokens].
     request_slots: int32 or int64 [B], batch row -> request slot; a value outside the table has no plan.
     No synchronisation on CUDA. Raises ValueError on wrong shapes.
     """
     _check(token_slot, token_position, query_start_loc, positions, request_slots, num_padded)
+    _check_lanes(token_lane, token_strength, num_padded)
     if not table.planned or num_padded == 0 or request_slots.shape[0] == 0:
         token_slot[:num_padded].zero_()
+        _zero_lanes(token_lane, token_strength, num_padded)
         return
     if backend == "triton" or (backend == "auto" and token_slot.is_cuda):
         from guard.kernels.route_triton import launch_fill  # noqa: PLC0415 - triton is imported only where it runs
 
-        launch_fill(token_slot, token_position, table, query_start_loc, positions, request_slots, num_padded)
-        return
-    fill_reference(token_slot, token_position, table, query_start_loc, positions, request_slots, num_padded)
+        launch = launch_fill
+    else:
+        launch = fill_reference
+    launch(
+        token_slot, token_position, table, query_start_loc, positions, request_slots, num_padded, token_lane,
+        token_strength,
+    )
 
 
 def fill_reference(
     token_slot: Tensor, token_position: Tensor, table: RouteTable, query_start_loc: Tensor, positions: Tensor,
-    request_slots: Tensor, num_padded: int,
+    request_slots: Tensor, num_padded: int, token_lane: Tensor | None = None, token_strength: Tensor | None = None,
 ) -> None:
     """The same as `fill` in plain torch; looks only at the tokens of requests that have a plan."""
     token_slot[:num_padded].zero_()
     token_position[:num_padded].zero_()
+    _zero_lanes(token_lane, token_strength, num_padded)
     batch = request_slots.shape[0]
     start = query_start_loc[: batch + 1].long().clamp(max=min(num_padded, positions.shape[0]))
     known = (request_slots >= 0) & (request_slots < table.num_requests)
     request = request_slots.long().clamp(0, table.num_requests - 1)
-    planned = (known & (table.slot[request] > 0)).nonzero().flatten()
+    wanted = table.slot[request] > 0
+    if token_lane is not None:
+        wanted |= table.lane_slot[request, 0] > 0
+    planned = (known & wanted).nonzero().flatten()
     length = (start[planned + 1] - start[planned]).clamp(min=0)
     if planned.numel() == 0 or int(length.sum()) == 0:
         return
@@ -152,13 +92,36 @@ def fill_reference(
     token = first + torch.arange(first.shape[0], device=first.device)
     owner = torch.repeat_interleave(request[planned], length)
     where = positions[token].long()
-    column = torch.arange(table.max_ranges, device=first.device)[None, :]
-    bounds = table.ranges[owner]
-    inside = (where[:, None] >= bounds[:, :, 0]) & (where[:, None] < bounds[:, :, 1])
-    inside &= column < table.range_count[owner][:, None]
-    hit = inside.any(dim=1) & (where >= 0) & (where < table.prompt_length[owner])
-    token_slot[token] = torch.where(hit, table.slot[owner], 0)
     token_position[token] = where
+    hit = _inside(where, table.ranges[owner], table.range_count[owner])
+    hit &= (where >= 0) & (where < table.prompt_length[owner])
+    token_slot[token] = torch.where(hit, table.slot[owner], 0)
+    if token_lane is not None and token_strength is not None:
+        slot, strength = _lanes(where, owner, table)
+        token_lane[:, token] = slot.T
+        token_strength[:, token] = strength.T
+
+
+def _lanes(where: Tensor, owner: Tensor, table: RouteTable) -> tuple[Tensor, Tensor]:
+    """Slot int32 and strength float32 [n, 4] of tokens at `where` [n] of the request slots `owner` [n]."""
+    phase = torch.where(where < table.lane_prompt_length[owner], 1, 2)
+    count = table.lane_range_count[owner]
+    hit = (count == 0) | _inside(where[:, None], table.lane_ranges[owner], count)
+    hit &= (table.lane_phase[owner] & phase[:, None] != 0) & (table.lane_slot[owner] > 0) & (where[:, None] >= 0)
+    return torch.where(hit, table.lane_slot[owner], 0), torch.where(hit, table.lane_strength[owner], 0.0)
+
+
+def _inside(where: Tensor, bounds: Tensor, count: Tensor) -> Tensor:
+    """Whether `where` [...] lies in one of the first `count` [...] ranges of `bounds` [..., M, 2]."""
+    inside = (where[..., None] >= bounds[..., 0]) & (where[..., None] < bounds[..., 1])
+    inside &= torch.arange(bounds.shape[-2], device=bounds.device) < count[..., None]
+    return inside.any(dim=-1)
+
+
+def _zero_lanes(token_lane: Tensor | None, token_strength: Tensor | None, num_padded: int) -> None:
+    if token_lane is not None and token_strength is not None:
+        token_lane[:, :num_padded].zero_()
+        token_strength[:, :num_padded].zero_()
 
 
 def _check(
@@ -173,3 +136,19 @@ def _check(
         raise ValueError(f"query_start_loc has {query_start_loc.shape[0]} entries for {request_slots.shape[0]} rows")
     if positions.dim() != 1:
         raise ValueError(f"positions must be one-dimensional, got {tuple(positions.shape)}")
+
+
+def _check_lanes(token_lane: Tensor | None, token_strength: Tensor | None, num_padded: int) -> None:
+    if token_lane is None and token_strength is None:
+        return
+    if token_lane is None or token_strength is None:
+        raise ValueError("token_lane and token_strength are given together or not at all")
+    for name, buffer, dtype in (
+        ("token_lane", token_lane, torch.int32), ("token_strength", token_strength, torch.float32),
+    ):
+        fits = buffer.dim() == 2 and buffer.shape[0] == MAX_LANES and buffer.shape[1] >= num_padded
+        if not fits or buffer.dtype != dtype or (buffer.shape[1] and buffer.stride(1) != 1):
+            raise ValueError(
+                f"{name} must be {dtype} [{MAX_LANES}, >= {num_padded}] with contiguous rows, "
+                f"got {tuple(buffer.shape)} {buffer.dtype}"
+            )

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def _read(path: Path) -> tuple[list[Case], dict[str, str]]:
     with safe_open(path, framework="pt") as stream:
         for key in stream.keys():  # noqa: SIM118
             index, name = key.split("/", 1)
-            cases.setdefault(int(index), {})[name] = stream.get_tensor(key)
+            # a copy: the interpreter takes an empty tensor for its neighbour in the file, which has the same address
+            cases.setdefault(int(index), {})[name] = stream.get_tensor(key).clone()
         metadata = stream.metadata() or {}
     return [cases[index] for index in sorted(cases)], metadata
 
@@ -57,12 +59,13 @@ def _main(given: Path, answer: Path) -> None:
             # a row stride wider than the row, as in a padded buffer
             corrupt(case["hidden"][:, :width], case["token_slot"], case["position"], table, backend="triton")
         else:
-            routes = RouteTable(
-                case["slot"], case["prompt_length"], case["range_count"], case["ranges"], set(options["planned"])
-            )
+            tables = {field.name: case[field.name] for field in fields(RouteTable) if field.name != "planned"}
+            routes = RouteTable(**tables, planned=set(options["planned"]))
+            buffers = ["token_lane", "token_strength"] if options.get("lanes", True) else []
+            lanes = {name: case[name] for name in buffers}
             fill(
                 case["token_slot"], case["token_position"], routes, case["query_start_loc"], case["positions"],
-                request_slots=case["request_slots"], num_padded=options["num_padded"], backend="triton",
+                request_slots=case["request_slots"], num_padded=options["num_padded"], backend="triton", **lanes,
             )
     save_file({f"{i}/{name}": tensor for i, case in enumerate(cases) for name, tensor in case.items()}, answer)
 

@@ -41,10 +41,11 @@ for dtype, shapes in (("bf16", ((63, 4), (4096, 8))), ("fp16", ((4096, 8),)), ("
 for index in ("i32", "i64"):
     types = (
         f"token_slot:*i32 token_position:*i64 query_start_loc:*{index} positions:*i64 request_slots:*{index} "
-        "slot_table:*i32 length_table:*i64 count_table:*i32 range_table:*i64 batch:i32 num_padded:i32 "
-        "num_positions:i32 num_requests:i32"
+        "slot_table:*i32 length_table:*i64 count_table:*i32 range_table:*i64 token_lane:*i32 token_strength:*fp32 "
+        "lane_slot:*i32 lane_strength:*fp32 lane_phase:*i32 lane_count:*i32 lane_range:*i64 lane_length:*i64 "
+        "batch:i32 num_padded:i32 num_positions:i32 num_requests:i32 lane_stride:i32 strength_stride:i32"
     )
-    build(fill_kernel, types, {"MAX_RANGES": 64, "STEPS": 9, "BLOCK": 256}, 4)
+    build(fill_kernel, types, {"MAX_RANGES": 64, "LANES": 4, "LANE_RANGES": 8, "STEPS": 9, "BLOCK": 256}, 4)
 """
 
 
