@@ -22,15 +22,17 @@ from pathlib import Path
 from typing import Annotated, Literal, Unpack
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from guard.errors import ConfigurationError
 from guard.kernels.edit_formula import EditRow
 from guard.packs.edit_format import Origin, Rows, checked, parameters_of, save_edit, tensors_by_site
 from guard.packs.format import Pack
 from guard.site import Site
 
 METHOD = "sae"
+MAX_VALUE = 1e6
 TENSORS = {"encoder": 2, "encoder_bias": 1, "threshold": 1, "decoder": 2}
 
 
@@ -39,7 +41,7 @@ class SaeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    value: Annotated[float, Field(ge=-1e6, le=1e6)]
+    value: Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)]
     gate: Literal["own", "any"] = "own"
 
 
@@ -52,6 +54,14 @@ class SaeFeatures:
     encoder_bias: Tensor
     threshold: Tensor
     decoder: Tensor
+
+
+def sae_config(value: float, gate: Literal["own", "any"]) -> SaeConfig:
+    """The configuration of an operator's choice. Raises ConfigurationError for a value out of bounds."""
+    try:
+        return SaeConfig(value=value, gate=gate)
+    except ValidationError as exc:
+        raise ConfigurationError(f"a feature's value must lie within +-{MAX_VALUE:g}, not {value}") from exc
 
 
 def save_sae(path: Path, features: Mapping[Site, SaeFeatures], config: SaeConfig, **origin: Unpack[Origin]) -> Pack:

@@ -1,4 +1,4 @@
-"""Hidden size and number of decoder layers of a model folder, from its config.json."""
+"""Hidden size, number of decoder layers and modules of a model folder, without loading the model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard.errors import PackError
+from guard.packs.partial_read import open_safetensors
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -32,6 +33,15 @@ def model_shape(model: Path) -> ModelShape:
     if not isinstance(config, Mapping):
         raise PackError(f"{model.name}: config.json is not an object")
     return ModelShape(_number(config, _WIDTHS, model), _number(config, _LAYERS, model))
+
+
+def module_names(model: Path) -> frozenset[str]:
+    """Last parts of the names of all modules with weights, such as `input_layernorm`. Raises PackError."""
+    found: set[str] = set()
+    for file in sorted(model.glob("*.safetensors")):
+        with open_safetensors(file) as arrays:
+            found.update(name.split(".")[-2] for name in arrays.names() if "." in name)
+    return frozenset(found)
 
 
 def _number(config: Mapping[str, object], names: tuple[str, ...], model: Path) -> int:
