@@ -25,10 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from guard.errors import ConfigurationError
+from guard.fit.activations import MAX_LENGTH
 from guard.fit.concept_report import draw_lines, write_report
 from guard.fit.concept_rows import ConceptRow, ConceptTexts, read_concept_rows, rows_digest, split_texts
 from guard.fit.concept_states import ConceptStates, collect_concept_states
-from guard.fit.loaded_model import load_model
+from guard.fit.loaded_model import ModelDtype, load_model
 from guard.interventions.cast import Condition, save_cast
 from guard.packs.format import Pack
 from guard.site import Site
@@ -43,6 +44,7 @@ class CastConfig(BaseModel):
     ridge: Annotated[float, Field(gt=0.0, le=1e6)] = 0.5
     scale: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0
     grid_points: Annotated[int, Field(ge=2, le=10_000)] = 201
+    max_length: Annotated[int, Field(ge=1)] = MAX_LENGTH
     held_out_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -73,7 +75,9 @@ def fit_cast(
 ) -> Pack:
     """Fit and write report.json, report.png and the pack `cast/` into `out`. Raises GuardError."""
     texts = split_texts(rows, config.held_out_share, config.seed)
-    states = collect_concept_states(model, tokenizer, texts, sites, show_progress=show_progress)
+    states = collect_concept_states(
+        model, tokenizer, texts, sites, max_length=config.max_length, show_progress=show_progress
+    )
     return fit_cast_states(
         states, texts, config, out=out, fingerprint=fingerprint, digest=rows_digest(rows), licence=licence
     )
@@ -185,11 +189,11 @@ def best_threshold(points: Sequence[ThresholdPoint]) -> ThresholdPoint:
 
 def run_fit_cast(
     model: Path, data: Path, out: Path, *, sites: str = "auto", config: CastConfig | None = None, device: str = "cpu",
-    licence: str = "unknown", show_progress: bool = True,
+    dtype: ModelDtype = "float32", licence: str = "unknown", show_progress: bool = True,
 ) -> Pack:
     """Fit from files: model folder and JSON Lines of text/label. Raises GuardError."""
     rows = read_concept_rows(data)
-    loaded = load_model(model, device=device)
+    loaded = load_model(model, device=device, dtype=dtype)
     return fit_cast(
         loaded.model, loaded.tokenizer, rows, loaded.sites(sites), config or CastConfig(),
         out=out, fingerprint=loaded.fingerprint, licence=licence, show_progress=show_progress,

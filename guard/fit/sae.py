@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from guard.errors import ConfigurationError
+from guard.fit.activations import MAX_LENGTH
 from guard.fit.autoencoder import Autoencoder, TrainingConfig, TrainingReport, train
 from guard.fit.checkpoint import Checkpoint, fit_identity
 from guard.fit.concept_report import draw_lines, write_report
@@ -31,7 +32,7 @@ from guard.fit.features import (
     select_by_ratio,
     select_by_sparsity,
 )
-from guard.fit.loaded_model import load_model, progress
+from guard.fit.loaded_model import ModelDtype, load_model, progress
 from guard.interventions.sae import SaeConfig, save_sae
 from guard.kernels.edit_formula import MAX_RANK
 from guard.packs.format import Pack
@@ -52,6 +53,7 @@ class ClampConfig(BaseModel):
     retain_sparsity: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     clamp: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.2
     gate: Literal["own", "any"] = "own"
+    max_length: Annotated[int, Field(ge=1)] = MAX_LENGTH
     held_out_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -72,14 +74,17 @@ def fit_sae(
     """Fit and write report.json, report.png, the autoencoder and the pack `sae/` into `out`; with `autoencoder`, the
     path of one that was trained for this site before, nothing is trained. Raises GuardError."""
     texts = split_texts(rows, config.held_out_share, config.seed)
-    states = collect_concept_states(model, tokenizer, texts, (site,), show_progress=show_progress)[site]
+    states = collect_concept_states(
+        model, tokenizer, texts, (site,), max_length=config.max_length, show_progress=show_progress
+    )[site]
     out.mkdir(parents=True, exist_ok=True)
     if autoencoder is not None:
         found, training_report = load_autoencoder(autoencoder), None
     else:
         found, training_report = train_autoencoder(
             states, training, out=out, show_progress=show_progress, identity=fit_identity(
-                fingerprint, rows_digest(rows), str(site), training.model_dump(), config.held_out_share, config.seed
+                fingerprint, rows_digest(rows), str(site), training.model_dump(), config.max_length,
+                config.held_out_share, config.seed,
             ),
         )
         save_autoencoder(out / AUTOENCODER_FILE, found)
@@ -168,13 +173,13 @@ def load_autoencoder(path: Path) -> Autoencoder:
 
 def run_fit_sae(
     model: Path, data: Path, out: Path, *, site: str, training: TrainingConfig | None = None,
-    config: ClampConfig | None = None, autoencoder: Path | None = None, device: str = "cpu", licence: str = "unknown",
-    show_progress: bool = True,
+    config: ClampConfig | None = None, autoencoder: Path | None = None, device: str = "cpu",
+    dtype: ModelDtype = "float32", licence: str = "unknown", show_progress: bool = True,
 ) -> Pack:
     """Fit from files: model folder and JSON Lines of text/label. Raises GuardError."""
     place = Site.parse(site)
     rows = read_concept_rows(data)
-    loaded = load_model(model, device=device)
+    loaded = load_model(model, device=device, dtype=dtype)
     return fit_sae(
         loaded.model, loaded.tokenizer, rows, place, training or TrainingConfig(), config or ClampConfig(),
         out=out, fingerprint=loaded.fingerprint, autoencoder=autoencoder, licence=licence, show_progress=show_progress,

@@ -17,12 +17,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from guard.fit.activations import Pooling
+from guard.fit.activations import MAX_LENGTH, Pooling
 from guard.fit.concept_basis import ConceptBasis, Kind, concept_basis, removed_share
 from guard.fit.concept_report import draw_lines, write_report
 from guard.fit.concept_rows import ConceptRow, ConceptTexts, read_concept_rows, rows_digest, split_texts
 from guard.fit.concept_states import ConceptStates, collect_concept_states
-from guard.fit.loaded_model import load_model
+from guard.fit.loaded_model import ModelDtype, load_model
 from guard.interventions.subspace import save_subspace
 from guard.kernels.edit_formula import MAX_RANK
 from guard.packs.format import Pack
@@ -41,6 +41,7 @@ class SubspaceConfig(BaseModel):
     ridge: Annotated[float, Field(gt=0.0, le=1e6)] = 0.5
     affine: bool = True
     pooling: Pooling = "tokens"
+    max_length: Annotated[int, Field(ge=1)] = MAX_LENGTH
     held_out_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -52,7 +53,8 @@ def fit_subspace(
     """Fit and write report.json, report.png and the pack `subspace/` into `out`. Raises GuardError."""
     texts = split_texts(rows, config.held_out_share, config.seed)
     states = collect_concept_states(
-        model, tokenizer, texts, sites, pooling=config.pooling, show_progress=show_progress
+        model, tokenizer, texts, sites, pooling=config.pooling, max_length=config.max_length,
+        show_progress=show_progress,
     )
     return fit_subspace_states(
         states, texts, config, out=out, fingerprint=fingerprint, digest=rows_digest(rows), licence=licence
@@ -97,11 +99,11 @@ def subspaces(
 
 def run_fit_subspace(
     model: Path, data: Path, out: Path, *, sites: str = "auto", config: SubspaceConfig | None = None,
-    device: str = "cpu", licence: str = "unknown", show_progress: bool = True,
+    device: str = "cpu", dtype: ModelDtype = "float32", licence: str = "unknown", show_progress: bool = True,
 ) -> Pack:
     """Fit from files: model folder and JSON Lines of text/label. Raises GuardError."""
     rows = read_concept_rows(data)
-    loaded = load_model(model, device=device)
+    loaded = load_model(model, device=device, dtype=dtype)
     return fit_subspace(
         loaded.model, loaded.tokenizer, rows, loaded.sites(sites), config or SubspaceConfig(),
         out=out, fingerprint=loaded.fingerprint, licence=licence, show_progress=show_progress,
