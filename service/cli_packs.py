@@ -51,7 +51,7 @@ def verify_pack(
 
 @packs.command("import")
 def import_pack(
-    source_format: Annotated[
+    format: Annotated[
         Literal["saelens", "gemma-scope", "steer", "lineas", "linear-act"],
         typer.Argument(metavar="FORMAT", help="saelens, gemma-scope, steer, lineas or linear-act."),
     ],
@@ -79,7 +79,7 @@ def import_pack(
     if value is None and gate != "own":
         raise ConfigurationError("--gate needs --value")
     choice = importing.Choice(site, _indices(features), config, threshold)
-    pack = importing.import_pack(source_format, source, out, model=model, choice=choice, licence=licence)
+    pack = importing.import_pack(format, source, out, model=model, choice=choice, licence=licence)
     typer.echo(f"{pack.header.method} for {', '.join(pack.header.sites)}, written to {out}: {pack.content_hash}")
 
 

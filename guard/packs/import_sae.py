@@ -34,7 +34,7 @@ from guard.site import Site
 CONFIG_FILE = "cfg.json"
 WEIGHT_FILE = "sae_weights.safetensors"
 _JUMPRELU = ("jumprelu", "batchtopk", "matryoshka_batchtopk")
-_HOOKS = re.compile(r"blocks\.(?P<block>\d{1,4})\.hook_resid_(?P<end>pre|post)|model\.layers\.(?P<layer>\d{1,4})")
+_HOOKS = re.compile(r"blocks\.(?P<block>[0-9]{1,4})\.hook_resid_(?P<end>pre|post)|model\.layers\.(?P<layer>[0-9]{1,4})")
 
 
 @dataclass(frozen=True, slots=True)

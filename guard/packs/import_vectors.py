@@ -35,12 +35,12 @@ _NORMS: dict[str, Place] = {
     "pre_feedforward_layernorm": "mlp_norm", "post_attention_layernorm": "mlp_norm", "ln_2": "mlp_norm",
     "ffn_norm": "mlp_norm",
 }
-_OWN = re.compile(rf"(?P<layer>\d{{1,4}})\.(?P<place>{'|'.join(PLACES)})(?:/(?P<part>[a-z]+))?")
+_OWN = re.compile(rf"(?P<layer>[0-9]{{1,4}})\.(?P<place>{'|'.join(PLACES)})(?:/(?P<part>[a-z]+))?")
 _VECTOR = re.compile(
-    r"(?:(?:model\.)?layers?[._]|direction\.|blocks\.)?(?P<layer>\d{1,4})(?:\.hook_resid_post)?(?:[./]vector)?"
+    r"(?:(?:model\.)?layers?[._]|direction\.|blocks\.)?(?P<layer>[0-9]{1,4})(?:\.hook_resid_post)?(?:[./]vector)?"
 )
 _MAP = re.compile(
-    rf"(?:.*\.)?(?:layers|h|blocks)\.(?P<layer>\d{{1,4}})\.(?P<norm>{'|'.join(_NORMS)})[./](?P<part>weight|bias)"
+    rf"(?:.*\.)?(?:layers|h|blocks)\.(?P<layer>[0-9]{{1,4}})\.(?P<norm>{'|'.join(_NORMS)})[./](?P<part>weight|bias)"
 )
 
 

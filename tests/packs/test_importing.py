@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from guard.interventions.edits import edit_rows
 from guard.interventions.sae import SaeConfig
 from guard.kernels.edit_formula import edited
 from guard.packs.format import load_pack
+from guard.packs.import_vectors import read_vectors
 from guard.packs.importing import Choice, Format, import_pack
 from guard.site import Site
 
@@ -298,6 +301,19 @@ def test_vectors_and_maps_that_do_not_fit_are_refused(
     with pytest.raises(GuardError, match=reason):
         imported(source_format, tmp_path / "v.safetensors", model, choice, x)
     assert not (tmp_path / "out").exists()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.text(st.characters(codec="utf-8"), min_size=1, max_size=40))
+def test_any_name_of_a_vector_has_a_site_or_is_refused(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "v.safetensors"
+    save_file({name: torch.ones(2), "layer_7": torch.ones(2)}, file)
+    try:
+        sites = list(read_vectors(file, ()))
+    except PackError:
+        return
+    assert all(Site.parse(str(site)) == site for site in sites)
+    assert sites == [Site(7, "resid_post")] if name == "layer_7" else any(char in "0123456789" for char in name)
 
 
 class Payload:
