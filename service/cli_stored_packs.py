@@ -12,6 +12,7 @@ from guard.service.cli_options import DEFAULT_HOME, AsJson, DatabaseUrl, Home, o
 from guard.service.cli_tenants import show_rows
 
 COLUMNS = ("name", "kind", "method", "rank", "sites", "content_hash")
+SHOWN_HASH, SHOWN_SITES = 16, 3
 PackName = Annotated[str, typer.Argument(metavar="NAME", help="Name of a pack in the store.")]
 
 
@@ -50,7 +51,8 @@ def list_packs(home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "", as_jso
     records = open_store(home, database_url).packs()
     rows = [
         {"name": record.name, "kind": record.kind, "method": record.method, "rank": record.rank,
-         "sites": ",".join(record.sites), "content_hash": record.content_hash,
+         "sites": ",".join(record.sites) if as_json else _few(record.sites),
+         "content_hash": record.content_hash if as_json else record.content_hash[:SHOWN_HASH],
          "model_fingerprint": record.model_fingerprint}
         for record in records
     ]
@@ -67,3 +69,8 @@ def remove_pack(name: PackName, home: Home = DEFAULT_HOME, database_url: Databas
     if not store.pack_needed(content_hash):
         delete_pack(home, content_hash)
     typer.echo("removed")
+
+
+def _few(sites: tuple[str, ...]) -> str:
+    rest = len(sites) - SHOWN_SITES
+    return ",".join(sites[:SHOWN_SITES]) + (f" and {rest} more" if rest > 0 else "")

@@ -29,6 +29,8 @@ from guard.service.pack_files import pack_path
 KIND = "edit"
 FIRST_POLL_S, LONGEST_POLL_S = 0.002, 0.1
 LONGEST_LOAD_S = 300.0
+# a worker learns with its next step that a request has ended; until then it keeps the request's packs
+RELEASE_PAUSES_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 # share of the time-out after which nobody passes the first waiting request any more
 PATIENCE = 0.2
 EngineCall = Callable[[str, tuple[Any, ...]], Awaitable[Any]]
@@ -215,7 +217,7 @@ class EditResidency:
         log.error("pack_not_loaded", pack=digest[:16], error=_reason(error))
         del self._loads[digest]
         # some ranks may have it
-        self._leaving[digest] = asyncio.create_task(self._unload(digest))
+        self._leaving[digest] = asyncio.create_task(self._unload(digest, ()))
         self._advance()
 
     async def _staged(self, digest: str) -> None:
@@ -225,14 +227,19 @@ class EditResidency:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_POLL_S)
 
-    async def _unload(self, digest: str) -> None:
-        try:
-            await self._call("guard_release", (KIND, digest))
-        except Exception as error:  # an engine call can fail in any way; the next load finds the slot taken and says so
-            log.error("pack_not_released", pack=digest[:16], error=type(error).__name__)
-        finally:
-            if self._leaving.get(digest) is asyncio.current_task():
-                del self._leaving[digest]
+    async def _unload(self, digest: str, pauses_s: Sequence[float] = RELEASE_PAUSES_S) -> None:
+        for pause_s in (*pauses_s, None):
+            try:
+                await self._call("guard_release", (KIND, digest))
+                break
+            except Exception as error:  # an engine call can fail in any way
+                if pause_s is None:
+                    # the next load finds the slot taken and says so
+                    log.error("pack_not_released", pack=digest[:16], error=_reason(error))
+                    break
+            await asyncio.sleep(pause_s)
+        if self._leaving.get(digest) is asyncio.current_task():
+            del self._leaving[digest]
 
     def _report(self) -> None:
         self._metrics.slots_in_use.labels(KIND).set(self.resident)

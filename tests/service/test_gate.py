@@ -399,6 +399,7 @@ async def test_turns_share_blocks_only_where_edits_do_not_tell_phases_apart(pipe
 
 async def test_another_strength_or_pack_never_shares_a_block(pipeline: Any) -> None:
     one = pipeline(FLAGGED)
-    variants = [{"pack": CALM}, {"pack": CALM, "strength": 0.5}, {"pack": STYLE}, {"pack": CALM, "phase": "prompt"}]
+    changes: list[dict[str, Any]] = [{}, {"strength": 0.5}, {"pack": STYLE}, {"phase": "prompt"}]
+    variants = [{"pack": CALM, **change} for change in changes]
     plans = [salt_plan((await one.admit(edited_tenant(edit))).plan) for edit in variants]
     assert len({plan.model_copy(update={"policy_version": ""}).digest() for plan in plans}) == len(variants)

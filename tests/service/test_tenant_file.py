@@ -227,3 +227,33 @@ def test_every_field_of_the_schema_is_described() -> None:
     assert known_keys(()) == tuple(TenantFile.model_fields)
     assert "action" in known_keys(("tenants", 0, "policy"))
     assert tenant_file_schema()["additionalProperties"] is False
+
+
+def with_edit(lines: str) -> str:
+    text = "version: 1\ntenants:\n  - name: acme\n    targets: [{name: Hina Ameen}]\n    policy:\n      edits:\n"
+    return f"{text}        - pack: calm\n{lines}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "field", "message"),
+    [
+        ("          targets: {Hina Amen: 1}\n", 8, "targets.Hina Amen…", "no target of this tenant has this name"),
+        ("          when: always\n          response: [{score: 0, strength: 1}]\n", 7, "", "leave out `targets`"),
+        ("          response:\n            - {score: 0.5, strength: 1}\n            - {score: 0.4, strength: 1}\n", 8,
+         "response", "scores of the points must increase"),
+        ("          strength: .inf\n", 8, "strength", ""),
+        ("          strenght: 1\n", 8, "strenght", "did you mean `strength`?"),
+        ("          response: [{score: 0.5, strngth: 1}]\n", 8, "response[0].strngth", "did you mean `strength`?"),
+    ],
+)
+def test_a_wrong_edit_is_told_with_line_and_field(lines: str, line: int, field: str, message: str) -> None:
+    problems = examine(with_edit(lines))[1]
+    error = next(problem for problem in problems if message in problem.message)
+    base = "tenants[0].policy.edits[0]"
+    assert (error.line, error.field) == (line, f"{base}.{field}" if field else base)
+    assert "Value error" not in error.message
+
+
+def test_an_edit_may_name_targets_of_its_tenant() -> None:
+    (tenant,) = parse_tenant_file(with_edit("          targets: {Hina Ameen: -0.5}\n")).tenants
+    assert tenant.policy.edits[0].targets == {"Hina Ameen": -0.5}
