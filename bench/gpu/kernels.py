@@ -1,10 +1,11 @@
-"""Check the corruption and routing kernels on a CUDA or ROCm machine and time them against copy bandwidth.
+"""Check the corruption, routing and edit kernels on a CUDA or ROCm machine and time them against copy bandwidth.
 
     PYTHONPATH=. python bench/gpu/kernels.py --out kernels.json
 
-Needs torch and Triton, no vLLM. Each kernel is compared with its torch reference (which the tests compare with float64)
-before it is timed; a wrong kernel ends the run with exit code 1. Times are medians of CUDA-event timings behind a
-flushed cache. `share` is (bytes that must move / time) / measured copy bandwidth of the same number of bytes.
+Needs torch and Triton, no vLLM. Before it is timed each kernel is compared with its torch reference (which the tests
+compare with float64), the edits with float64 itself; a wrong kernel ends the run with exit code 1. Times are medians of
+CUDA-event timings behind a flushed cache. `share` is (bytes that must move / time) / measured copy bandwidth of the
+same number of bytes.
 """
 
 from __future__ import annotations
@@ -13,66 +14,20 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 import torch
 
+from bench.gpu.edit import edit_checks, edit_timings
+from bench.gpu.timing import Timing, timing
 from guard.kernels.corrupt import CorruptionTable, corrupt, corrupt_reference
 from guard.kernels.route import RouteTable, fill
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 KINDS = ("gauss", "zero_top", "flip_sign", "erase")
-REPEATS = 50
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """One timed case; times in microseconds, bandwidth in GB/s."""
-
-    kernel: str
-    case: str
-    p20_us: float
-    p50_us: float
-    p80_us: float
-    bytes_moved: int
-    copy_gb_s: float
-    share: float
-
-
-def timed_us(call: Callable[[], object]) -> list[float]:
-    """Percentiles 20, 50, 80 of one call in microseconds."""
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    for _ in range(5):
-        call()
-    times = []
-    for _ in range(REPEATS):
-        flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3)
-    cuts = quantiles(times, n=10)
-    return [cuts[1], cuts[4], cuts[7]]
-
-
-def timing(kernel: str, case: str, bytes_moved: int, call: Callable[[], object]) -> Timing:
-    """Time `call` and a plain copy that moves as many bytes."""
-    low, middle, high = timed_us(call)
-    source = torch.empty(max(1, bytes_moved // 2), dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    copy_us = timed_us(lambda: target.copy_(source))[1]
-    copy_rate = bytes_moved / copy_us / 1e3
-    return Timing(
-        kernel, case, round(low, 2), round(middle, 2), round(high, 2), bytes_moved, round(copy_rate, 1),
-        round(copy_us / middle, 3),
-    )
 
 
 def corruption_table(device: str) -> CorruptionTable:
@@ -175,17 +130,19 @@ def main() -> int:
         return 2
     try:
         errors = run_checks()
+        edit_errors = edit_checks()
     except ValueError as error:
         sys.stderr.write(f"wrong result: {error}\n")
         return 1
-    timings = run_timings(arguments.width)
+    timings = [*run_timings(arguments.width), *edit_timings()]
     report = {
         "device": torch.cuda.get_device_name(), "torch": torch.__version__, "python": platform.python_version(),
-        "largest_error": errors, "timings": [asdict(each) for each in timings], "argv": sys.argv[1:],
+        "largest_error": errors, "largest_edit_error": edit_errors, "timings": [asdict(each) for each in timings],
+        "argv": sys.argv[1:],
     }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for each in timings:
-        sys.stdout.write(f"{each.kernel:8} {each.case:24} p50 {each.p50_us:9.2f} us  {each.share:5.2f} of copy\n")
+        sys.stdout.write(f"{each.kernel:14} {each.case:34} p50 {each.p50_us:9.2f} us  {each.share:5.2f} of copy\n")
     return 0
 
 
