@@ -29,8 +29,8 @@ from guard.service.pack_files import pack_path
 KIND = "edit"
 FIRST_POLL_S, LONGEST_POLL_S = 0.002, 0.1
 LONGEST_LOAD_S = 300.0
-# a worker learns with its next step that a request has ended; until then it keeps the request's packs
-RELEASE_PAUSES_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# a worker learns with its next step that a request has ended, and keeps the slots of its packs until then
+COMMIT_PAUSES_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 # share of the time-out after which nobody passes the first waiting request any more
 PATIENCE = 0.2
 EngineCall = Callable[[str, tuple[Any, ...]], Awaitable[Any]]
@@ -197,7 +197,7 @@ class EditResidency:
                 if leaving:
                     # the slot is free in the engine only when those who leave have left
                     await asyncio.wait(leaving)
-                await self._call("guard_commit", (KIND, digest))
+                await self._commit(digest, after_others=bool(leaving))
         except Exception as error:  # an engine call can fail in any way; without the pack nothing may run
             self._fail(digest, error)
             raise ResidencyError("a pack could not be loaded into the engine") from error
@@ -217,7 +217,7 @@ class EditResidency:
         log.error("pack_not_loaded", pack=digest[:16], error=_reason(error))
         del self._loads[digest]
         # some ranks may have it
-        self._leaving[digest] = asyncio.create_task(self._unload(digest, ()))
+        self._leaving[digest] = asyncio.create_task(self._unload(digest))
         self._advance()
 
     async def _staged(self, digest: str) -> None:
@@ -227,17 +227,21 @@ class EditResidency:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_POLL_S)
 
-    async def _unload(self, digest: str, pauses_s: Sequence[float] = RELEASE_PAUSES_S) -> None:
-        for pause_s in (*pauses_s, None):
+    async def _commit(self, digest: str, *, after_others: bool) -> None:
+        for pause_s in (*COMMIT_PAUSES_S, None) if after_others else (None,):
             try:
-                await self._call("guard_release", (KIND, digest))
-                break
-            except Exception as error:  # an engine call can fail in any way
+                await self._call("guard_commit", (KIND, digest))
+                return
+            except Exception:  # an engine call can fail in any way; the last try says which
                 if pause_s is None:
-                    # the next load finds the slot taken and says so
-                    log.error("pack_not_released", pack=digest[:16], error=_reason(error))
-                    break
+                    raise
             await asyncio.sleep(pause_s)
+
+    async def _unload(self, digest: str) -> None:
+        try:
+            await self._call("guard_release", (KIND, digest))
+        except Exception as error:  # an engine call can fail in any way; the next load finds the slot taken and says so
+            log.error("pack_not_released", pack=digest[:16], error=_reason(error))
         if self._leaving.get(digest) is asyncio.current_task():
             del self._leaving[digest]
 
