@@ -7,7 +7,9 @@ rounded to the dtype of `hidden`. A token without a lane keeps its bits, and so 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -26,6 +28,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BANK_DTYPES = (torch.float32, torch.bfloat16)
 # bounds the temporaries of the reference
 _ELEMENTS_PER_PASS = 1 << 20
+# places per token up to which slots that lie near each other are computed in one piece of the bank
+_SPREAD = 8
+# from this many tokens of one slot on, a matrix product of its own is quicker than gathering its rows
+_TOKENS_PER_PRODUCT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,26 +227,68 @@ def _check(
 
 def _delta(value: Tensor, slot: Tensor, strength: Tensor, site: int, bank: EditBank) -> Tensor:
     """What one lane adds to value [n, d] float32; slot int64 [n], sorted and all resident; strength float32 [n]."""
-    distinct, sizes = (each.tolist() for each in slot.unique_consecutive(return_counts=True))
-    parts, ranks = bank.parts[site, slot], bank.rank[site, slot]
-    groups = list(zip(distinct, bank.rank[site, distinct].tolist(), value.split(sizes), strict=True))
-    delta = torch.zeros_like(value)
-    for (number, _, rows), part, target in zip(
-        groups, bank.parts[site, distinct].tolist(), delta.split(sizes), strict=True
-    ):
-        if part & AFFINE:
-            torch.addcmul(bank.shift[site, number].float(), rows, bank.scale[site, number].float(), out=target)
-    rank = int(ranks.max())
-    if rank:
-        z = value.new_zeros(slot.numel(), rank)
-        for (number, used, rows), target in zip(groups, z.split(sizes), strict=True):
-            torch.mm(rows, bank.read[site, number, :used].float().T, out=target[:, :used])
-        z += bank.bias[site, slot, :rank]
-        inside = torch.arange(rank, device=slot.device) < ranks[:, None]
-        fires = (z > bank.threshold[site, slot, :rank]) & inside
-        gate = torch.where((parts & ANY_GATE != 0)[:, None], fires.any(dim=1, keepdim=True) & inside, fires)
-        amount = bank.gain[site, slot, :rank] * z.masked_fill(~fires, 0.0) + bank.offset[site, slot, :rank]
-        amount.masked_fill_(~gate, 0.0)
-        for (number, used, _), target, source in zip(groups, delta.split(sizes), amount.split(sizes), strict=True):
-            target.addmm_(source[:, :used], bank.write[site, number, :used].float())
+    distinct, sizes = slot.unique_consecutive(return_counts=True)
+    low, span, most = int(distinct[0]), int(distinct[-1] - distinct[0]) + 1, int(sizes.max())
+    if span == 1:
+        delta = _rows_delta(value[None], lambda part: part[site, low : low + 1], bank)[0]
+    elif span * most <= _SPREAD * slot.numel():
+        # one place for each slot of the span and each of its tokens: the bank is read where it lies, without a copy
+        order = torch.arange(slot.numel(), device=slot.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        place = (slot - low) * most + order
+        spread = value.new_zeros(span * most, value.shape[1]).index_copy_(0, place, value).view(span, most, -1)
+        moved = _rows_delta(spread, lambda part: part[site, low : low + span], bank)
+        delta = moved.flatten(0, 1).index_select(0, place)
+    else:
+        delta = _scattered_delta(value, slot, distinct.tolist(), sizes.tolist(), site, bank)
     return delta.mul_(strength[:, None])
+
+
+def _scattered_delta(
+    value: Tensor, slot: Tensor, distinct: list[int], sizes: list[int], site: int, bank: EditBank,
+) -> Tensor:
+    """Slots far apart, or of very different numbers of tokens: a product for each large group, gathered rows else."""
+    delta = torch.empty_like(value)
+    alone: list[int] = []
+    start = 0
+    for number, size in zip(distinct, sizes, strict=True):
+        group = slice(start, start + size)
+        if size >= _TOKENS_PER_PRODUCT:
+            delta[group] = _rows_delta(value[None, group], partial(_one_slot, site=site, slot=number), bank)[0]
+        else:
+            alone.extend(range(start, start + size))
+        start += size
+    step = max(1, _ELEMENTS_PER_PASS // (bank.width * bank.max_rank))
+    for rows in torch.tensor(alone, dtype=torch.int64, device=slot.device).split(step):
+        if rows.numel():
+            gather = partial(_gathered_slots, site=site, slots=slot[rows])
+            delta[rows] = _rows_delta(value[rows, None], gather, bank)[:, 0]
+    return delta
+
+
+def _one_slot(part: Tensor, *, site: int, slot: int) -> Tensor:
+    return part[site, slot : slot + 1]
+
+
+def _gathered_slots(part: Tensor, *, site: int, slots: Tensor) -> Tensor:
+    # several times quicker than indexing with a tensor
+    return part[site].index_select(0, slots)
+
+
+def _rows_delta(value: Tensor, rows: Callable[[Tensor], Tensor], bank: EditBank) -> Tensor:
+    """Unscaled delta of value [n, m, d]: m tokens of each of n slots, whose part of a bank tensor `rows` picks."""
+    parts, rank = rows(bank.parts), int(rows(bank.rank).max())
+    affine = (parts & AFFINE) != 0
+    if bool(affine.any()):
+        delta = torch.addcmul(rows(bank.shift).float()[:, None], value, rows(bank.scale).float()[:, None])
+        delta.masked_fill_(~affine[:, None, None], 0.0)
+    else:
+        delta = torch.zeros_like(value)
+    if rank:
+        z = torch.bmm(value, rows(bank.read).float().transpose(1, 2)).add_(rows(bank.bias)[:, None])
+        inside = (torch.arange(bank.max_rank, device=value.device) < rows(bank.rank)[:, None])[:, None]
+        fires = (z > rows(bank.threshold)[:, None]) & inside
+        every = (parts & ANY_GATE != 0)[:, None, None]
+        gate = torch.where(every, fires.any(dim=2, keepdim=True) & inside, fires)
+        amount = rows(bank.gain)[:, None] * z.masked_fill(~fires, 0.0) + rows(bank.offset)[:, None]
+        delta.baddbmm_(amount.masked_fill_(~gate, 0.0), rows(bank.write).float())
+    return delta

@@ -29,7 +29,7 @@ class LiveLane:
 
 @dataclass(frozen=True, slots=True)
 class LiveEdits:
-    """The edits of a running request."""
+    """The edits of a running request; `prompt_length` is where the phase `generation` begins."""
 
     prompt_length: int
     lanes: tuple[LiveLane, ...]
@@ -162,9 +162,9 @@ class PlanRouter:
         for each in lanes:
             self.edit_slots.acquire(each.pack)
         self.buffers.routes.set_lanes(
-            request_slot, prompt_length=plan.prompt_length, lanes=[each.lane for each in lanes]
+            request_slot, prompt_length=plan.phase_boundary, lanes=[each.lane for each in lanes]
         )
-        self.edits[request_slot] = LiveEdits(plan.prompt_length, lanes)
+        self.edits[request_slot] = LiveEdits(plan.phase_boundary, lanes)
 
     @staticmethod
     def _live_lane(edit: EditLane, slots: EditSlots) -> LiveLane | None:
