@@ -52,6 +52,8 @@ def kind_of(schema: Schema, definitions: Schema) -> str:
         return code(schema["const"])
     if schema.get("type") == "array":
         return f"list of {kind_of(schema['items'], definitions)}"
+    if isinstance(schema.get("additionalProperties"), dict):
+        return f"mapping of text to {kind_of(schema['additionalProperties'], definitions)}"
     words = {"string": "text", "number": "number", "integer": "whole number", "boolean": "true or false"}
     kind = "path" if schema.get("format") == "path" else words.get(schema.get("type", ""), "any")
     low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get(
@@ -77,7 +79,7 @@ def default_of(value: object) -> str:
         return code(value)
     if isinstance(value, BaseModel):
         return ""
-    if value in ("", ()):
+    if value in ("", (), {}):
         return "empty"
     return code(json.dumps(value))
 

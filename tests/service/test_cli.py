@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from guard.errors import ConfigurationError
 from guard.service.cli import app, split_own_options
 from guard.service.keys import find_tenant, load_pepper
+from guard.service.settings import Settings, load_settings
 from guard.service.store import Store
 
 GOOD = """\
@@ -184,8 +185,25 @@ def test_own_options_are_taken_out_of_the_flags_after_the_model() -> None:
     assert split_own_options(["--a", "--home=x", "--database-url", "u", "--homeless"]) == (
         {"--home": "x", "--database-url": "u"}, ["--a", "--homeless"],
     )
+    assert split_own_options(["--guard-sites=all", "-tp", "2", "--guard-max-slots", "9", "--guard-max-rank=32"]) == (
+        {"--guard-sites": "all", "--guard-max-slots": "9", "--guard-max-rank": "32"}, ["-tp", "2"],
+    )
     with pytest.raises(ConfigurationError):
         split_own_options(["--home"])
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_flags_of_edits_reach_the_settings_wherever_they_stand(
+    monkeypatch: pytest.MonkeyPatch, home: Path, before: bool
+) -> None:
+    seen: list[Settings] = []
+    for variable in ("GUARD_SITES", "GUARD_MAX_SLOTS", "GUARD_MAX_RANK"):
+        monkeypatch.setenv(variable, "7" if variable == "GUARD_MAX_SLOTS" else "")
+    monkeypatch.setattr("guard.service.launch.serve", lambda model, extra: seen.append(load_settings()) or 0)
+    flags = ["--guard-sites", "2.resid_post", "--guard-max-rank=32"]
+    result = run("serve", *flags, "demo") if before else run("serve", "demo", *flags)
+    assert result.exit_code == 0, result.stderr
+    assert (seen[0].sites, seen[0].max_slots, seen[0].max_rank) == ("2.resid_post", 7, 32)
 
 
 def test_a_real_process_applies_without_loading_the_model_libraries(home: Path, tmp_path: Path) -> None:

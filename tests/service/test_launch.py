@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from guard.engine import serve as engine_serve
+from guard.engine.compat import NO_FINGERPRINT
 from guard.errors import ConfigurationError
+from guard.packs.fingerprint import model_fingerprint
 from guard.policy import OutputPolicy, Policy, Snapshot, Target, TenantSpec, tenant_of
-from guard.service.launch import check_encoder
+from guard.service.launch import check_encoder, resolve_model
+from guard.service.loading import load_edit_settings
 from guard.service.settings import Settings, load_settings
 from tests.conftest import COMMAND, ROOT, guard_environment
 
@@ -117,3 +120,32 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
 
 def test_every_setting_is_described() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_settings_of_edits_follow_the_model(tmp_path: Path, model: str) -> None:
+    config = Path(model) / "config.json"
+    config.write_text('{"num_hidden_layers": 4, "hidden_size": 8}', encoding="utf-8")
+    found = load_edit_settings(Settings(sites="1.resid_post,3.mlp_norm", max_slots=7, max_rank=32), model)
+    assert (found.sites, found.max_slots, found.max_rank) == ("1.resid_post,3.mlp_norm", 7, 32)
+    assert found.fingerprint == NO_FINGERPRINT  # the folder holds no weights
+    with pytest.raises(ConfigurationError, match=r"'4.resid_post' names layers outside 0..3"):
+        load_edit_settings(Settings(sites="4.resid_post"), model)
+
+
+@pytest.mark.parametrize("sites", ["everything", "1.resid", "2-1.mlp_norm", "1.resid_post,,"])
+def test_sites_are_checked_before_anything_slow(tmp_path: Path, sites: str) -> None:
+    with pytest.raises(ConfigurationError, match="sites:"):
+        load_edit_settings(Settings(sites=sites), "somebody/else")
+
+
+def test_the_bundled_model_has_the_fingerprint_that_packs_carry() -> None:
+    folder = resolve_model("demo").path
+    assert load_edit_settings(Settings(), folder).fingerprint == model_fingerprint(Path(folder))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("GUARD_MAX_RANK", "24"), ("GUARD_MAX_RANK", "64"), ("GUARD_MAX_SLOTS", "0")]
+)
+def test_a_wrong_setting_of_edits_names_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=variable):
+        load_settings({variable: value})

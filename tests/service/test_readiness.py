@@ -40,3 +40,9 @@ def test_an_engine_that_no_longer_answers_is_out_of_service_until_it_does() -> N
     assert server.report(0)["engine"] == "silent" and server.report(0)["status"] == "not ready"
     server.engine_answered()
     assert server.ready() and server.report(0)["engine"] == "alive"
+
+
+def test_packs_that_are_not_loaded_degrade_the_server_and_leave_it_in_service() -> None:
+    server = readiness(packs_failed=2)
+    assert server.ready()
+    assert (server.report(0)["status"], server.report(0)["packs_not_loaded"]) == ("degraded", 2)
