@@ -199,7 +199,12 @@ def test_flags_of_edits_reach_the_settings_wherever_they_stand(
     seen: list[Settings] = []
     for variable in ("GUARD_SITES", "GUARD_MAX_SLOTS", "GUARD_MAX_RANK"):
         monkeypatch.setenv(variable, "7" if variable == "GUARD_MAX_SLOTS" else "")
-    monkeypatch.setattr("guard.service.launch.serve", lambda model, extra: seen.append(load_settings()) or 0)
+
+    def serve(model: str, extra: list[str]) -> int:
+        seen.append(load_settings())
+        return 0
+
+    monkeypatch.setattr("guard.service.launch.serve", serve)
     flags = ["--guard-sites", "2.resid_post", "--guard-max-rank=32"]
     result = run("serve", *flags, "demo") if before else run("serve", "demo", *flags)
     assert result.exit_code == 0, result.stderr
