@@ -7,7 +7,7 @@ different phases make it `both`. A strength of zero makes no lane.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from guard.edit_policy import EditPolicy, response_factor
@@ -25,8 +25,16 @@ class _Wanted:
 
 def edit_lanes(tenant: Tenant, hits: Sequence[TargetHit] = ()) -> tuple[EditLane, ...]:
     """Lanes of a prompt that touches `hits`; without hits only the edits of every request. May be more than fit."""
-    always = [_Wanted(edit, edit.strength, 1.0) for edit in tenant.policy.edits if edit.when == "always"]
-    found = [_matched(edit, tenant, hits) for edit in tenant.policy.edits if edit.when == "flagged"]
+    edits = tenant.policy.edits
+    if not edits:
+        return ()
+    scores: dict[str, float] = {}
+    for hit in hits:
+        name = tenant.targets[hit.target].name
+        scores[name] = max(hit.score, scores.get(name, 0.0))
+    best = max(scores.values(), default=0.0)
+    always = [_Wanted(edit, edit.strength, 1.0) for edit in edits if edit.when == "always"]
+    found = [_matched(edit, scores, best) for edit in edits if edit.when == "flagged"]
     flagged = sorted((each for each in found if each is not None), key=lambda each: -each.score)
     lanes: dict[str, EditLane] = {}
     for each in (*always, *flagged):
@@ -37,13 +45,15 @@ def edit_lanes(tenant: Tenant, hits: Sequence[TargetHit] = ()) -> tuple[EditLane
     return tuple(lanes.values())
 
 
-def _matched(edit: EditPolicy, tenant: Tenant, hits: Sequence[TargetHit]) -> _Wanted | None:
-    names = {hit: tenant.targets[hit.target].name for hit in hits}
-    own = [hit for hit in hits if not edit.targets or names[hit] in edit.targets]
-    if not own:
+def _matched(edit: EditPolicy, scores: Mapping[str, float], best: float) -> _Wanted | None:
+    """`scores`: best score of each touched target by name; `best` of them all."""
+    factor, score = 1.0, best
+    if edit.targets:
+        own = [name for name in edit.targets if name in scores]
+        factor = max((edit.targets[name] for name in own), key=_magnitude, default=0.0)
+        score = max((scores[name] for name in own), default=0.0)
+    if not scores or not factor:
         return None
-    factor = max((edit.targets.get(names[hit], 1.0) for hit in own), key=_magnitude)
-    score = max(hit.score for hit in own)
     strength = edit.strength * factor * response_factor(edit.response, score)
     return _Wanted(edit, min(max(strength, -MAX_STRENGTH), MAX_STRENGTH), score)
 

@@ -109,7 +109,8 @@ class EditResidency:
         """
         wanted = tuple(dict.fromkeys(digests))
         self._wanted = frozenset(wanted)
-        self._failed &= self._wanted
+        # an engine without slots cannot load anything
+        self._failed = self._failed & self._wanted if self._capacity else set(wanted)
         loads = []
         for digest in wanted:
             if digest not in self._loads and not self._queue and self._make_room((), spare=self._wanted):

@@ -11,6 +11,8 @@ from guard.service.engine_record import EngineRecord
 from guard.service.pack_records import PackRecord
 
 EDIT = "edit"
+# what an engine says whose model has none, because it is not in a local folder
+NO_FINGERPRINT = "fp1:" + "0" * 64
 
 
 def resolve_edits(file: TenantFile, packs: Sequence[PackRecord], engine: EngineRecord | None) -> TenantFile:
@@ -44,6 +46,8 @@ def _unusable(edit: EditPolicy, record: PackRecord | None) -> str | None:
 
 
 def _unservable(record: PackRecord, engine: EngineRecord) -> str | None:
+    if engine.model_fingerprint == NO_FINGERPRINT:
+        return "the served model is not in a local folder with safetensors files, so no pack can be known to fit it"
     if record.model_fingerprint != engine.model_fingerprint:
         return (
             f"the pack was made for the model {record.model_fingerprint}, the server runs {engine.model_fingerprint}; "

@@ -277,6 +277,12 @@ async def test_a_prefetched_pack_that_fails_is_reported_and_stops_nobody() -> No
     assert one.packs.failed == 0
 
 
+async def test_an_engine_without_sites_reports_the_packs_that_tenants_want() -> None:
+    one = Served(0)
+    assert one.packs.prefetch([A, B]) == [] and one.packs.failed == 2
+    assert one.packs.prefetch([]) == [] and one.packs.failed == 0
+
+
 async def test_a_slot_is_given_to_a_request_when_a_prefetch_ends() -> None:
     one = Served(1, read_s=0.02)
     one.packs.prefetch([A])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from guard.errors import EngineMismatchError, StoreError, TenantFileError
 from guard.policy import Policy, TenantFile, TenantSpec
+from guard.service.edit_resolution import NO_FINGERPRINT
 from guard.service.engine_record import EngineRecord, engine_record
 from guard.service.pack_records import PackRecord
 from guard.service.store import Store
@@ -120,6 +122,13 @@ def test_a_pack_that_the_server_cannot_apply_is_told_at_apply(
     store.add_pack(record("fitting", "2", sites=ENGINE.sites, rank=16))
     store.publish(tenant_file("fitting", name="later"))
     assert packs_of(store, "later") == ["2" * 64]
+
+
+def test_a_model_without_fingerprint_takes_no_packs(store: Store) -> None:
+    store.add_pack(record())
+    store.record_engine(replace(ENGINE, model_fingerprint=NO_FINGERPRINT))
+    with pytest.raises(TenantFileError, match="not in a local folder"):
+        store.publish(tenant_file("calm"))
 
 
 def test_the_server_that_started_last_is_the_one_that_counts(store: Store) -> None:

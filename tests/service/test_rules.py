@@ -375,3 +375,13 @@ def test_every_allowed_field_exists_in_vllm() -> None:
     for route, model in zip(ROUTES, (chat, completion, responses), strict=True):
         forwarded = set(ruled(route)) | {"temperature", "top_p", "top_k", "stream"}
         assert forwarded <= set(model.model_fields)
+
+
+def test_edits_of_every_request_do_not_make_the_list_strict() -> None:
+    policy = Policy.model_validate({"edits": [{"pack": "calm", "when": "always"}]})
+    styled = tenant_of(TenantSpec(name="styled", policy=policy), 3)
+    assert styled.guarded
+    body = {**CHAT, "logprobs": True, "top_logprobs": 2}
+    assert apply_rules("/v1/chat/completions", body, styled, CONTEXT).body["logprobs"] is True
+    with pytest.raises(RequestRefused):
+        apply_rules("/v1/chat/completions", body, GUARDED, CONTEXT)
