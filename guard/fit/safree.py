@@ -63,6 +63,19 @@ def concept_tokens(tokenizer: Any, phrases: Iterable[str]) -> list[int]:
     return kept
 
 
+def rare_tokens(tokens: Sequence[int], counts: Tensor, most: float = 2e-4) -> list[int]:
+    """The tokens that make up at most a share `most` of the `counts` [V] of ordinary text.
+
+    Pieces of words that a name shares with half of the language say nothing about it, and would make every prompt a
+    trigger. Raises ConfigurationError when nothing is left.
+    """
+    limit = most * float(counts.sum())
+    kept = [token for token in tokens if float(counts[token]) <= limit]
+    if not kept:
+        raise ConfigurationError("every token of the concept is common in ordinary text and says nothing about it")
+    return kept
+
+
 def token_counts(tokenizer: Any, texts: Iterable[str], size: int) -> Tensor:
     """How often each of `size` tokens occurs in `texts`, float32 [size]."""
     counts = torch.zeros(size)

@@ -17,6 +17,7 @@ from guard.fit.safree import (
     concept_tokens,
     embedding_center,
     embedding_concept,
+    rare_tokens,
     token_counts,
 )
 from guard.interventions import safree
@@ -177,6 +178,10 @@ def test_the_concept_holds_every_spelling_and_its_subspace_every_token() -> None
     assert torch.allclose(center, table[ids].mean(dim=0))
     concept = embedding_concept(table, tokens, center, energy=1.0)
     assert torch.allclose(safree.concept_share(table[tokens] - center, concept.basis), torch.ones(len(tokens)))
+    rare = rare_tokens(tokens, token_counts(byte_tokenizer, ["a daxq"] * 5 + ["Q"], len(table)), most=0.05)
+    assert set(byte_tokenizer.convert_ids_to_tokens(rare)) == {"A", "D", "Q", "X"}
+    with pytest.raises(ConfigurationError, match="common"):
+        rare_tokens(ids, counts, most=0.1)
     with pytest.raises(ConfigurationError, match="no tokens"):
         concept_tokens(byte_tokenizer, ["", "  "])
     with pytest.raises(ConfigurationError, match="counted"):
