@@ -141,7 +141,7 @@ def develop(prompts: Prompts, seed: int) -> dict[Setting, dict[str, float]]:
     """Mean figures over the development authors of every setting that fits all of them."""
     others = sample(DEVELOPMENT_OTHERS, 1, seed)
     results = {}
-    for setting in [Setting(most, projector) for most in (1e-4, 2e-4, 5e-4) for projector in ("paper", "exact")]:
+    for setting in [Setting(most, projector) for most in (1e-4, 2e-4, 5e-4, 1.0) for projector in ("paper", "exact")]:
         try:
             fitted = {number: prompts.fit(number, setting) for number in DEVELOPMENT}
         except ConfigurationError as error:

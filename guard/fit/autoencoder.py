@@ -89,9 +89,10 @@ class TrainingReport:
 
 def train(
     activations: Tensor, held_out: Tensor, config: TrainingConfig, *, checkpoint: Checkpoint | None = None,
-    advance: Callable[[], object] = lambda: None,
+    advance: Callable[[], object] = lambda: None, device: str | torch.device = "cpu",
 ) -> tuple[Autoencoder, TrainingReport]:
-    """Train on activations [N, d]; threshold and report come from `held_out` [M, d]. With `checkpoint`, a stopped
+    """Train on activations [N, d]; threshold and report come from `held_out` [M, d], both on
+    the CPU; the weights are trained on `device`. With `checkpoint`, a stopped
     training of the same identity goes on where it was.
 
     Raises ConfigurationError when there are too few activations.
@@ -103,7 +104,7 @@ def train(
     if not scale > 0.0:
         raise ConfigurationError("the activations are all equal; there is nothing to train on")
     scaled = (activations.float() - center) / scale
-    run = _Training(scaled, config, checkpoint)
+    run = _Training(scaled, config, checkpoint, torch.device(device))
     for _ in range(run.step):
         advance()
     while run.step < config.steps:
@@ -115,16 +116,17 @@ def train(
 class _Training:
     """Weights, Adam moments and step count; everything random is decided by the seed and the step."""
 
-    def __init__(self, scaled: Tensor, config: TrainingConfig, checkpoint: Checkpoint | None) -> None:
-        self._data, self._config, self._checkpoint = scaled, config, checkpoint
+    def __init__(
+        self, scaled: Tensor, config: TrainingConfig, checkpoint: Checkpoint | None, device: torch.device
+    ) -> None:
+        self._data, self._config, self._checkpoint, self._device = scaled, config, checkpoint, device
         width = scaled.shape[-1]
         decoder = torch.randn(config.features, width, generator=_generator(config.seed))
         decoder /= decoder.norm(dim=-1, keepdim=True)
-        zeros = torch.zeros
-        values = (decoder.clone(), zeros(config.features), decoder, zeros(width))
-        self.weights = {name: value.requires_grad_() for name, value in zip(_PARTS, values, strict=True)}
+        values = (decoder.clone(), torch.zeros(config.features), decoder, torch.zeros(width))
+        self.weights = {name: value.to(device).requires_grad_() for name, value in zip(_PARTS, values, strict=True)}
         self._adam = torch.optim.Adam(self.weights.values(), lr=config.learning_rate, betas=(0.9, 0.999))
-        self._idle = zeros(config.features)  # tokens since a feature last fired
+        self._idle = torch.zeros(config.features, device=device)  # tokens since a feature last fired
         self._losses: list[float] = []
         self.step = 0
         self._resume()
@@ -141,7 +143,7 @@ class _Training:
         for group in self._adam.param_groups:
             # the last fifth of the steps decays to zero
             group["lr"] = config.learning_rate * min(1.0, 5.0 * (1.0 - self.step / config.steps))
-        loss = self._loss(self._data[chosen])
+        loss = self._loss(self._data[chosen].to(self._device))
         self._adam.zero_grad()
         loss.backward()
         self._adam.step()
@@ -184,10 +186,10 @@ class _Training:
         with torch.no_grad():
             for name, value in self.weights.items():
                 value.copy_(state[f"weight.{name}"])
-                self._adam.state[value] = {
-                    key: state[f"adam.{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-        self._idle, self.step = state["idle"], int(state["step"])
+                moments = {key: state[f"adam.{name}.{key}"].to(self._device) for key in ("exp_avg", "exp_avg_sq")}
+                # Adam keeps its step on the CPU
+                self._adam.state[value] = {"step": state[f"adam.{name}.step"], **moments}
+        self._idle, self.step = state["idle"].to(self._device), int(state["step"])
         self._losses = [round(float(loss), 6) for loss in state["losses"]]
 
 
@@ -207,7 +209,8 @@ def batch_top_k(before: Tensor, active: int) -> Tensor:
 def _finished(
     run: _Training, center: Tensor, scale: float, held_out: Tensor, config: TrainingConfig
 ) -> tuple[Autoencoder, TrainingReport]:
-    weights = {name: value.detach() for name, value in run.weights.items()}
+    # on the CPU, so that the threshold does not depend on the device's order of sums
+    weights = {name: value.detach().cpu() for name, value in run.weights.items()}
     chosen, level = [], []
     for part in held_out.split(config.batch):
         before = pre_activations(part, weights)

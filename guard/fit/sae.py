@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -82,7 +83,8 @@ def fit_sae(
         found, training_report = load_autoencoder(autoencoder), None
     else:
         found, training_report = train_autoencoder(
-            states, training, out=out, show_progress=show_progress, identity=fit_identity(
+            states, training, out=out, show_progress=show_progress,
+            device=model.get_input_embeddings().weight.device, identity=fit_identity(
                 fingerprint, rows_digest(rows), str(site), training.model_dump(), config.max_length,
                 config.held_out_share, config.seed,
             ),
@@ -95,13 +97,16 @@ def fit_sae(
 
 
 def train_autoencoder(
-    states: ConceptStates, training: TrainingConfig, *, out: Path, identity: str, show_progress: bool = True
+    states: ConceptStates, training: TrainingConfig, *, out: Path, identity: str, device: str | torch.device = "cpu",
+    show_progress: bool = True,
 ) -> tuple[Autoencoder, TrainingReport]:
     """Train on forget and retain tokens together. A stopped training of the same `identity` resumes."""
     file = out / "training.safetensors"
     checkpoint = Checkpoint(file, identity)
     with progress("training the autoencoder", training.steps, show=show_progress) as advance:
-        trained = train(states.both, states.held_out_both, training, checkpoint=checkpoint, advance=advance)
+        trained = train(
+            states.both, states.held_out_both, training, checkpoint=checkpoint, advance=advance, device=device
+        )
     file.unlink(missing_ok=True)
     return trained
 
