@@ -101,7 +101,7 @@ def train_autoencoder(
     show_progress: bool = True,
 ) -> tuple[Autoencoder, TrainingReport]:
     """Train on forget and retain tokens together. A stopped training of the same `identity` resumes."""
-    file = out / "training.safetensors"
+    file = out / "state.safetensors"
     checkpoint = Checkpoint(file, identity)
     with progress("training the autoencoder", training.steps, show=show_progress) as advance:
         trained = train(
