@@ -71,8 +71,9 @@ def test_the_sites_are_the_outputs_that_the_layer_itself_works_with(llama: Any) 
     assert site_module(llama, Site(1, "resid_post")) is layer
     assert site_module(llama, Site(1, "attn_norm")) is layer.input_layernorm
     assert site_module(llama, Site(1, "mlp_norm")) is layer.post_attention_layernorm
-    gpt = decoder_layers(tiny_gpt2())[0]
-    assert gpt.ln_1 is not gpt.ln_2
+    gpt = tiny_gpt2()
+    assert site_module(gpt, Site(1, "attn_norm")) is gpt.transformer.h[1].ln_1
+    assert site_module(gpt, Site(1, "mlp_norm")) is gpt.transformer.h[1].ln_2
 
 
 def test_an_edit_is_removed_when_the_pass_fails(llama: Any) -> None:
