@@ -20,6 +20,7 @@ from guard.engine.admission import CURRENT_REQUEST, RequestContext
 from guard.engine.client import GuardedEngineClient
 from guard.metrics import Metrics
 from guard.policy import DetectorPolicy, OutputPolicy, Policy, Target, Tenant, TenantSpec, tenant_of
+from guard.service.edit_residency import EditResidency
 from guard.service.gate import GatePipeline
 from guard.service.residency import Residency
 from tests.engine.test_choice import ScriptedEngine, text
@@ -54,7 +55,8 @@ async def answer(tokenizer: Any, home: Path, owner: Tenant, question: str, says:
     detector = Detector(Encoder(cache_dir=home / "vectors"))
     residency = Residency(call, home / "automata", Vocabulary.from_tokenizer(tokenizer), timeout_s=30.0)
     metrics = Metrics(CollectorRegistry())
-    gate = GatePipeline(PromptDecoder(tokenizer), detector, residency, metrics, b"k" * 64)
+    edits = EditResidency(call, home, capacity=1, timeout_s=30.0, metrics=metrics)
+    gate = GatePipeline(PromptDecoder(tokenizer), detector, residency, edits, metrics, b"k" * 64)
     client = GuardedEngineClient(ScriptedEngine(lambda *_: list(says)), gate)
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
