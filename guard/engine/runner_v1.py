@@ -1,4 +1,4 @@
-"""The guard in vLLM's V1 model runner: overrides of `_prepare_inputs`, `_model_forward`,
+"""The guard in vLLM's V1 model runner: overrides of `_update_states`, `_prepare_inputs`, `_model_forward`,
 `_bookkeeping_sync` and `_dummy_run`.
 
 Batch rows move between steps, so every request in the batch gets a request slot of its own while it stays there. A
@@ -42,6 +42,12 @@ class GuardRunnerV1(_Base):
         self._guard_rows = []
         self._guard_request_slots = torch.zeros(0, dtype=torch.int32, device=self.device)
         self._guard_generator_states = {}
+
+    def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
+        # also called by steps without tokens, so that an idle engine gives back the slots of finished requests
+        for request_id in scheduler_output.finished_req_ids:
+            self._guard_forget(request_id)
+        return super()._update_states(scheduler_output)
 
     def _prepare_inputs(self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray) -> Any:
         result = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
@@ -96,12 +102,18 @@ class GuardRunnerV1(_Base):
         self.guard_router.clear()
         return super()._dummy_run(*args, **kwargs)
 
+    def _guard_forget(self, request_id: str) -> None:
+        request_slot = self._guard_slot_of.pop(request_id, None)
+        if request_slot is not None:
+            self.guard_router.release(request_slot)
+            self._guard_free.append(request_slot)
+            # the next batch is compared with these, and the same name may come back as another request
+            self._guard_rows = []
+
     def _guard_resync(self, rows: list[str]) -> None:
         present = set(rows)
         for request_id in [known for known in self._guard_slot_of if known not in present]:
-            request_slot = self._guard_slot_of.pop(request_id)
-            self.guard_router.release(request_slot)
-            self._guard_free.append(request_slot)
+            self._guard_forget(request_id)
         for request_id in rows:
             if request_id not in self._guard_slot_of:
                 request_slot = self._guard_free.pop()

@@ -82,7 +82,8 @@ async def phases(engine: Engine, residents: Residents) -> dict[str, Any]:
     """The same edit in each phase; four tokens are generated, three of them are read again."""
     return {
         phase: await engine.counted(
-            EDITED, edit_plan(len(EDITED), lane(residents.pack("steer"), phase=phase)), max_tokens=PHASE_TOKENS
+            EDITED, edit_plan(len(EDITED), lane(residents.pack("steer"), phase=phase), version="phase"),
+            max_tokens=PHASE_TOKENS,
         )
         for phase in ("prompt", "generation", "both")
     }
@@ -156,16 +157,23 @@ async def swapped(engine: Engine, residents: Residents) -> dict[str, Any]:
 
 async def more_tenants_than_slots(engine: Engine, residents: Residents) -> dict[str, Any]:
     """Twelve packs for six slots, asked for at once; the service's residency lets requests wait for a slot."""
+    from prometheus_client import CollectorRegistry
+
+    from guard.metrics import Metrics
     from guard.service.edit_residency import EditResidency
+    from guard.service.pack_files import pack_path
 
     await residents.release(*residents.packs)
     made = [tenant_pack(residents.folder, residents.fingerprint, tenant) for tenant in range(TENANTS)]
-    paths = {pack.content_hash: path for path, pack in made}
+    for path, pack in made:
+        place = pack_path(residents.folder, pack.content_hash)
+        place.parent.mkdir(exist_ok=True)
+        path.rename(place)
 
     async def call(method: str, arguments: tuple[Any, ...]) -> Any:
         return await engine.client.collective_rpc(method, args=arguments)
 
-    residency = EditResidency(call, lambda digest: paths[digest], capacity=EDIT_SLOTS, timeout_s=60.0)
+    residency = EditResidency(call, residents.folder, EDIT_SLOTS, 60.0, Metrics(CollectorRegistry()))
 
     async def ask(tenant: int) -> dict[str, Any]:
         pack = made[tenant][1]
@@ -179,6 +187,8 @@ async def more_tenants_than_slots(engine: Engine, residents: Residents) -> dict[
     start = await engine.counters()
     seen = await asyncio.gather(*(ask(tenant) for tenant in list(range(TENANTS)) * 2))
     after = await engine.counters()
+    for _, pack in made:
+        await engine.client.collective_rpc("guard_release", args=(KIND, pack.content_hash))
     return {"seen": seen, "moved": moved(start, after), "resident": after["resident_edits"]}
 
 

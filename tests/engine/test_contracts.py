@@ -9,7 +9,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.models.llama import LlamaDecoderLayer
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -31,6 +33,7 @@ def parameters(function: Any) -> list[str]:
     ("owner", "name", "expected"),
     [
         (EngineCore, "preprocess_add_request", ["self", "request"]),
+        (RunnerV1, "_update_states", ["self", "scheduler_output"]),
         (RunnerV1, "_prepare_inputs", ["self", "scheduler_output", "num_scheduled_tokens"]),
         (RunnerV2, "add_requests", ["self", "scheduler_output"]),
         (RunnerV2, "_remove_request", ["self", "req_id"]),
@@ -40,6 +43,8 @@ def parameters(function: Any) -> list[str]:
         (Scheduler, "_free_request", ["self", "request", "delay_free_blocks"]),
         (VocabParallelEmbedding, "forward", ["self", "input_"]),
         (CPUWorker, "init_device", ["self"]),
+        (LlamaDecoderLayer, "forward", ["self", "positions", "hidden_states", "residual"]),
+        (RMSNorm, "forward", ["self", "args", "kwargs"]),
     ],
 )
 def test_an_overridden_method_has_the_known_parameters(owner: type, name: str, expected: list[str]) -> None:
