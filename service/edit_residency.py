@@ -138,7 +138,8 @@ class EditResidency:
 
     def _advance(self) -> None:
         """Admit from the head of the queue as long as there is room."""
-        while self._queue and self._try_admit(self._queue[0]):
+        # one that was cancelled may not have heard of it yet
+        while self._queue and (self._queue[0].admitted.cancelled() or self._try_admit(self._queue[0])):
             self._queue.popleft()
         self._metrics.residency_waiting.set(len(self._queue))
 

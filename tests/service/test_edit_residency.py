@@ -197,6 +197,18 @@ async def test_who_gives_up_waiting_holds_nothing(way: str) -> None:
     assert one.engine.resident == {C}
 
 
+async def test_a_slot_that_comes_free_while_the_first_gives_up_goes_to_the_next() -> None:
+    one = Served(1)
+    await one.packs.acquire([A])
+    first, second = one.begin(B), one.begin(C)
+    await settle()
+    first.cancel()
+    one.packs.release([A])  # before the first request has heard of its end
+    await second
+    assert one.engine.resident == {C}
+    assert dict(one.packs._references) == {C: 1}
+
+
 async def test_who_gives_up_during_a_load_holds_nothing_and_others_still_get_it() -> None:
     one = Served(1, read_s=0.1)
     first, second = one.begin(A), one.begin(A)
