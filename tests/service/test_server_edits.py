@@ -47,9 +47,9 @@ def record_of(server: RunningServer) -> EngineRecord:
 
 
 def add_pack(server: RunningServer, folder: Path, name: str, site: str) -> None:
-    """Add a steering vector that no answer survives."""
+    """Add a steering vector several times as long as the residual stream: no answer survives it."""
     record = record_of(server)
-    vector = torch.randn(record.width, generator=torch.Generator().manual_seed(0)) * 20
+    vector = torch.randn(record.width, generator=torch.Generator().manual_seed(0)) * 100
     path = folder / f"{name}.safetensors"
     save_steer(
         path, {Site.parse(site): vector}, model_fingerprint=record.model_fingerprint, fit_data_digest="0" * 64,
