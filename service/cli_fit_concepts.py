@@ -36,7 +36,7 @@ def fit_subspace(
         typer.Option(help="Directions: most concept for the retain variance, most concept, or between both means."),
     ] = "contrast",
     energy: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the concept's energy to keep.")] = 0.95,
-    max_rank: Annotated[int, typer.Option(min=1, max=32, help="Most directions removed.")] = 8,
+    max_rank: Annotated[int, typer.Option(min=1, max=32, help="Most directions removed at a site.")] = 4,
     ridge: Annotated[float, typer.Option(min=1e-6, help="`contrast`: smaller spares retain texts more.")] = 0.5,
     affine: Annotated[bool, typer.Option(help="Project around the retain mean instead of around zero.")] = True,
     pooling: Annotated[
@@ -108,7 +108,7 @@ def fit_cast(
         Literal["discriminant", "difference"], typer.Option(help="Direction between both means, whitened or not.")
     ] = "discriminant",
     ridge: Annotated[float, typer.Option(min=1e-6, help="`discriminant`: larger comes nearer to `difference`.")] = 0.5,
-    scale: Annotated[float, typer.Option(min=0.0, help="Length of the push in distances between the means.")] = 1.0,
+    scale: Annotated[float, typer.Option(min=0.0, help="Length of the push in distances between the means.")] = 10.0,
     grid_points: Annotated[int, typer.Option(min=2, max=10000, help="Thresholds tried.")] = 201,
     max_length: MaxLength = 128, held_out_share: HeldOut = 0.2, seed: Seed = 0, device: Device = "cpu",
     dtype: Dtype = "float32", licence: Licence = "unknown",

@@ -42,7 +42,7 @@ class CastConfig(BaseModel):
 
     condition: Literal["difference", "discriminant"] = "discriminant"
     ridge: Annotated[float, Field(gt=0.0, le=1e6)] = 0.5
-    scale: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0
+    scale: Annotated[float, Field(ge=0.0, le=1000.0)] = 10.0
     grid_points: Annotated[int, Field(ge=2, le=10_000)] = 201
     max_length: Annotated[int, Field(ge=1)] = MAX_LENGTH
     held_out_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2

@@ -37,7 +37,7 @@ class SubspaceConfig(BaseModel):
 
     kind: Kind = "contrast"
     energy: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    max_rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
+    max_rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 4
     ridge: Annotated[float, Field(gt=0.0, le=1e6)] = 0.5
     affine: bool = True
     pooling: Pooling = "tokens"
