@@ -123,7 +123,7 @@ class EditBank:
             stored = given.detach().to(kept.dtype)
             if not bool(stored.isfinite().all()):
                 raise ValueError(f"{name} exceeds the range of {kept.dtype}")
-            kept[: stored.shape[0]].copy_(stored)
+            kept[: stored.shape[0]].copy_(stored, non_blocking=True)
             parts |= AFFINE if name in ("scale", "shift") else 0
         self.rank[site, slot].fill_(row.rank)
         self.parts[site, slot].fill_(parts | (ANY_GATE if row.any_gate else 0))

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -213,7 +213,7 @@ class EditSlots:
 
 def stored_row(row: EditRow, bank: EditBank, name: str) -> EditRow:
     """`row` in the dtypes of `bank`, in pinned memory when that is on a GPU. Raises PackError when numbers overflow."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for field in fields(row):
         part = getattr(row, field.name)
         if not isinstance(part, Tensor):
