@@ -24,7 +24,19 @@ SECTIONS = {
     "detector": ("Detector rates and latency", "python bench/detector.py"),
     "constraint": ("Constraint: mask and state per step, build time", "python bench/constraint.py"),
     "throughput": ("Throughput against bare vLLM in the same run", "python bench/throughput.py"),
+    "tenants": ("Many distinct edits in one batch of 256, against stock vLLM in the same run", "python bench/tenants.py"),
+    "lineas": ("LinEAS, Linear-AcT and difference of means at equal loss", "python bench/lineas.py"),
+    "concepts": ("Taking one author out: subspace, SAE clamp, conditional steering", "python bench/concepts.py"),
+    "concepts_sae": ("The SAE clamp again, with a stricter choice", "python bench/concepts.py --methods sae"),
+    "safree": ("SAFREE on prompt embeddings", "python bench/safree.py"),
 }
+# of files with every single observation, only these parts are printed
+PRINTED = {
+    "lineas": ("unedited", "questions", "retained", "summary"),
+    "concepts": ("table", "never_learned_recall", "questions", "authors"),
+    "concepts_sae": ("table", "never_learned_recall", "allowed_loss_in_development", "questions", "authors"),
+}
+FIGURES = {"tenants": "tenants.png", "lineas": "lineas.png"}
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -39,8 +51,11 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 def section(name: str, title: str, command: str) -> str:
     """One Markdown section with a table of every figure in the file."""
     report = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    if name in PRINTED:
+        report = {key: report[key] for key in PRINTED[name] if key in report}
     rows = "\n".join(f"| {key} | {value} |" for key, value in flatten(report))
-    return f"## {title}\n\nFrom `{command}`.\n\n| figure | value |\n|---|---|\n{rows}\n"
+    picture = f"\n![{title}](../docs/figures/{FIGURES[name]})\n" if name in FIGURES else ""
+    return f"## {title}\n\nFrom `{command}`.\n{picture}\n| figure | value |\n|---|---|\n{rows}\n"
 
 
 def main() -> None:
