@@ -24,10 +24,13 @@ SECTIONS = {
     "detector": ("Detector rates and latency", "python bench/detector.py"),
     "constraint": ("Constraint: mask and state per step, build time", "python bench/constraint.py"),
     "throughput": ("Throughput against bare vLLM in the same run", "python bench/throughput.py"),
-    "tenants": ("Many distinct edits in one batch of 256, against stock vLLM in the same run", "python bench/tenants.py"),
+    "tenants": ("Many distinct edits in one batch of 256, against stock vLLM", "python bench/tenants.py"),
     "lineas": ("LinEAS, Linear-AcT and difference of means at equal loss", "python bench/lineas.py"),
     "concepts": ("Taking one author out: subspace, SAE clamp, conditional steering", "python bench/concepts.py"),
-    "concepts_sae": ("The SAE clamp again, with a stricter choice", "python bench/concepts.py --methods sae"),
+    "concepts_sae": (
+        "The SAE clamp again, with a stricter choice",
+        "python bench/concepts.py --methods sae --seed 1 --development-others 60 --allowed-loss 0.005",
+    ),
     "safree": ("SAFREE on prompt embeddings", "python bench/safree.py"),
 }
 # of files with every single observation, only these parts are printed
