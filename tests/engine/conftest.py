@@ -14,7 +14,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-TIMEOUT_S = 400
+TIMEOUT_S = 600
 
 Results = Callable[..., dict[str, Any]]
 
