@@ -175,24 +175,23 @@ def edit_reference(
     touched = slots.any(dim=0).nonzero().flatten()
     # neighbours of one slot share a matrix product
     touched = touched[slots[0, touched].argsort(stable=True)]
+    used = int(slots.any(dim=1).nonzero().max()) + 1 if touched.numel() else 0
     for rows in touched.split(max(1, _ELEMENTS_PER_PASS // bank.width)):
-        before = hidden[rows].float()
-        value = before if residual is None else before + residual[rows].float()
-        after = value
-        for lane in range(LANES):
-            slot = slots[lane, rows]
+        edited = hidden.index_select(0, rows).float()
+        value = edited if residual is None else edited + residual.index_select(0, rows)
+        for lane in range(used):
+            slot = slots[lane].index_select(0, rows)
             # the edited rows, those of one slot side by side; lane 0 is sorted already
             moved = slot.argsort(stable=True)[int((slot == 0).sum()) :]
             if moved.numel() == 0:
                 continue
             strength = token_strength[lane, rows[moved]]
-            if lane == 0 and moved.numel() == rows.numel():
-                after = after + _delta(after, slot, strength, index, bank)
-            else:
-                after = after.index_add(0, moved, _delta(after[moved], slot[moved], strength, index, bank))
-        if residual is not None:
-            after = before + (after - value)
-        hidden[rows] = after.to(hidden.dtype)
+            whole = lane == 0 and moved.numel() == rows.numel()
+            delta = _delta(value if whole else value[moved], slot if whole else slot[moved], strength, index, bank)
+            if residual is not None and lane + 1 < used:
+                value = value.index_add(0, moved, delta)
+            edited = edited.add_(delta) if whole else edited.index_add_(0, moved, delta)
+        hidden.index_copy_(0, rows, edited.to(hidden.dtype))
     slots = slots[slots > 0]
     bank.counts[index].index_add_(0, slots, torch.ones_like(slots))
 
@@ -230,21 +229,20 @@ def _delta(value: Tensor, slot: Tensor, strength: Tensor, site: int, bank: EditB
     distinct, sizes = slot.unique_consecutive(return_counts=True)
     low, span, most = int(distinct[0]), int(distinct[-1] - distinct[0]) + 1, int(sizes.max())
     if span == 1:
-        delta = _rows_delta(value[None], lambda part: part[site, low : low + 1], bank)[0]
-    elif span * most <= _SPREAD * slot.numel():
-        # one place for each slot of the span and each of its tokens: the bank is read where it lies, without a copy
-        order = torch.arange(slot.numel(), device=slot.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-        place = (slot - low) * most + order
-        spread = value.new_zeros(span * most, value.shape[1]).index_copy_(0, place, value).view(span, most, -1)
-        moved = _rows_delta(spread, lambda part: part[site, low : low + span], bank)
-        delta = moved.flatten(0, 1).index_select(0, place)
-    else:
-        delta = _scattered_delta(value, slot, distinct.tolist(), sizes.tolist(), site, bank)
-    return delta.mul_(strength[:, None])
+        return _rows_delta(value[None], strength[None], partial(_span, site=site, low=low, high=low + 1), bank)[0]
+    if span * most > _SPREAD * slot.numel():
+        return _scattered_delta(value, slot, strength, distinct.tolist(), sizes.tolist(), site, bank)
+    # one place for each slot of the span and each of its tokens: the bank is read where it lies, without a copy
+    order = torch.arange(slot.numel(), device=slot.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    place = (slot - low) * most + order
+    spread = value.new_zeros(span * most, value.shape[1]).index_copy_(0, place, value).view(span, most, -1)
+    amount = strength.new_zeros(span * most).index_copy_(0, place, strength).view(span, most)
+    moved = _rows_delta(spread, amount, partial(_span, site=site, low=low, high=low + span), bank)
+    return moved.flatten(0, 1).index_select(0, place)
 
 
 def _scattered_delta(
-    value: Tensor, slot: Tensor, distinct: list[int], sizes: list[int], site: int, bank: EditBank,
+    value: Tensor, slot: Tensor, strength: Tensor, distinct: list[int], sizes: list[int], site: int, bank: EditBank,
 ) -> Tensor:
     """Slots far apart, or of very different numbers of tokens: a product for each large group, gathered rows else."""
     delta = torch.empty_like(value)
@@ -253,36 +251,36 @@ def _scattered_delta(
     for number, size in zip(distinct, sizes, strict=True):
         group = slice(start, start + size)
         if size >= _TOKENS_PER_PRODUCT:
-            delta[group] = _rows_delta(value[None, group], partial(_one_slot, site=site, slot=number), bank)[0]
+            one_slot = partial(_span, site=site, low=number, high=number + 1)
+            delta[group] = _rows_delta(value[None, group], strength[None, group], one_slot, bank)[0]
         else:
             alone.extend(range(start, start + size))
         start += size
     step = max(1, _ELEMENTS_PER_PASS // (bank.width * bank.max_rank))
     for rows in torch.tensor(alone, dtype=torch.int64, device=slot.device).split(step):
         if rows.numel():
-            gather = partial(_gathered_slots, site=site, slots=slot[rows])
-            delta[rows] = _rows_delta(value[rows, None], gather, bank)[:, 0]
+            gathered = partial(_gathered, site=site, slots=slot[rows])
+            delta[rows] = _rows_delta(value[rows, None], strength[rows, None], gathered, bank)[:, 0]
     return delta
 
 
-def _one_slot(part: Tensor, *, site: int, slot: int) -> Tensor:
-    return part[site, slot : slot + 1]
+def _span(part: Tensor, *, site: int, low: int, high: int) -> Tensor:
+    return part[site, low:high]
 
 
-def _gathered_slots(part: Tensor, *, site: int, slots: Tensor) -> Tensor:
+def _gathered(part: Tensor, *, site: int, slots: Tensor) -> Tensor:
     # several times quicker than indexing with a tensor
     return part[site].index_select(0, slots)
 
 
-def _rows_delta(value: Tensor, rows: Callable[[Tensor], Tensor], bank: EditBank) -> Tensor:
-    """Unscaled delta of value [n, m, d]: m tokens of each of n slots, whose part of a bank tensor `rows` picks."""
+def _rows_delta(value: Tensor, strength: Tensor, rows: Callable[[Tensor], Tensor], bank: EditBank) -> Tensor:
+    """Delta of value [n, m, d]: m tokens of each of n slots, whose part of a bank tensor `rows` picks."""
     parts, rank = rows(bank.parts), int(rows(bank.rank).max())
     affine = (parts & AFFINE) != 0
+    delta = None
     if bool(affine.any()):
         delta = torch.addcmul(rows(bank.shift).float()[:, None], value, rows(bank.scale).float()[:, None])
-        delta.masked_fill_(~affine[:, None, None], 0.0)
-    else:
-        delta = torch.zeros_like(value)
+        delta.masked_fill_(~affine[:, None, None], 0.0).mul_(strength[..., None])
     if rank:
         z = torch.bmm(value, rows(bank.read).float().transpose(1, 2)).add_(rows(bank.bias)[:, None])
         inside = (torch.arange(bank.max_rank, device=value.device) < rows(bank.rank)[:, None])[:, None]
@@ -290,5 +288,7 @@ def _rows_delta(value: Tensor, rows: Callable[[Tensor], Tensor], bank: EditBank)
         every = (parts & ANY_GATE != 0)[:, None, None]
         gate = torch.where(every, fires.any(dim=2, keepdim=True) & inside, fires)
         amount = rows(bank.gain)[:, None] * z.masked_fill(~fires, 0.0) + rows(bank.offset)[:, None]
-        delta.baddbmm_(amount.masked_fill_(~gate, 0.0), rows(bank.write).float())
-    return delta
+        amount.masked_fill_(~gate, 0.0).mul_(strength[..., None])
+        write = rows(bank.write).float()
+        delta = torch.bmm(amount, write) if delta is None else delta.baddbmm_(amount, write)
+    return torch.zeros_like(value) if delta is None else delta
