@@ -14,6 +14,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+BUNDLED = ROOT / "guard/demo/model"
 TIMEOUT_S = 600
 
 Results = Callable[..., dict[str, Any]]
@@ -60,7 +61,8 @@ def engine_results(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     def results(kind: str, runner: str, *flags: str) -> dict[str, Any]:
         which = (kind, runner, *flags)
         if which not in known:
-            known[which] = _run(which, tiny_model, folder / ("-".join(which) + ".json"), cache)
+            model = BUNDLED if "--fitted" in flags else tiny_model
+            known[which] = _run(which, model, folder / ("-".join(which) + ".json"), cache)
         found = known[which]
         if isinstance(found, str):
             pytest.fail(f"the engine {which} did not finish:\n{found}", pytrace=False)

@@ -1,6 +1,6 @@
 """Runs one real engine through all scenarios and writes what it observed as JSON; started as a process by the tests.
 
-usage: scenarios.py guarded|stock v1|v2 MODEL_FOLDER OUTPUT_FILE [--ngram|--again]
+usage: scenarios.py guarded|stock v1|v2 MODEL_FOLDER OUTPUT_FILE [--ngram|--again|--fitted]
 
 `stock` is plain vLLM without the guard and runs only what guarded results are compared with.
 """
@@ -32,6 +32,7 @@ from cases import (
     plan,
     prompt_ids,
 )
+from fitted_scenario import fitted
 from harness import Engine, ForbiddenWords, FrozenCounters, drafted_tokens, engine_arguments, moved, preemptions
 
 from guard.errors import EngineMismatchError
@@ -281,6 +282,8 @@ async def main() -> None:
             from guard.engine.selftest import selftest
 
             results = {"selftest": await selftest(client, AutoTokenizer.from_pretrained(model), read_key())}
+        elif "--fitted" in sys.argv:
+            results = await fitted(Engine(client, guarded), Path(model))
         else:
             results = await observe(Engine(client, guarded), model, ngram)
         if guarded:

@@ -248,3 +248,11 @@ def test_layers_are_compiled_once_without_graph_breaks(engine_results: Any) -> N
 def test_the_self_test_covers_every_site_and_passes_with_a_warm_compile_cache(engine_results: Any) -> None:
     assert engine_results("guarded", "v1")["selftest"]["sites"] == ALL_SITES
     assert engine_results("guarded", "v1", "--again")["selftest"]["sites"] == ALL_SITES
+
+
+@pytest.mark.parametrize("method", ["steer", "linear-act"])
+def test_what_was_fitted_on_the_bundled_model_is_what_is_served(engine_results: Any, method: str) -> None:
+    seen = engine_results("guarded", "v1", "--fitted")[method]
+    for token, served in seen["served"].items():
+        assert math.isclose(served, seen["fitted"][token], rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    assert any(abs(seen["fitted"][token] - seen["unedited"][token]) > 10 * TOLERANCE for token in seen["served"])
