@@ -5,7 +5,7 @@
 One batch of 256 requests in which K tenants (0, 1, 8, 32, 64, 128, 256) each have an edit of their own: a clamp of 16
 features at 1 site, 4 sites or all sites. The strength is zero, so that the guarded engine writes the same tokens for
 every K (checked; whether stock vLLM in bfloat16 writes them too is reported).
-All engines are started fresh and asked in turn, so that drift of the machine falls on all; figures are medians of the
+The engines are asked in turn, so that drift of the machine falls on all; figures are medians of the
 ratios to the stock run next to them. Models: the bundled one, and a 0.5B-parameter Llama shape with dummy weights.
 """
 
@@ -81,12 +81,12 @@ def measure(model: Path, dummy: bool, batch: int, max_tokens: int, repeats: int)
     """All site sets and tenant counts on one model."""
     results: dict[str, Any] = {}
     unedited = ""
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bare = stack.enter_context(Engine(model, "bare", batch, dummy, folder / "bare.log"))
+        bare.ask(0, max_tokens)
         for name, sites in SITES.items():
-            with ExitStack() as stack:
-                bare = stack.enter_context(Engine(model, "bare", batch, dummy, Path(folder) / "bare.log"))
-                guarded = stack.enter_context(Engine(model, sites, batch, dummy, Path(folder) / "guarded.log"))
-                bare.ask(0, max_tokens)
+            with Engine(model, sites, batch, dummy, folder / "guarded.log") as guarded:
                 unedited = guarded.ask(0, max_tokens)["digest"]
                 for tenants in TENANTS:
                     results[f"{name}/{tenants}"] = compare(
