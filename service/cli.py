@@ -14,7 +14,15 @@ import typer
 
 from guard import __version__
 from guard.errors import ConfigurationError, TenantFileError
-from guard.service import cli_fit_concepts, cli_fits, cli_models, cli_packs, cli_stored_packs, cli_tenants
+from guard.service import (
+    cli_fit_concepts,
+    cli_fit_recipes,
+    cli_fits,
+    cli_models,
+    cli_packs,
+    cli_stored_packs,
+    cli_tenants,
+)
 from guard.service.cli_options import (
     DEFAULT_HOME,
     DEFAULT_MAX_RANK,
@@ -45,6 +53,7 @@ app.add_typer(cli_fits.fits, name="fit")
 cli_fits.fits.command("subspace")(cli_fit_concepts.fit_subspace)
 cli_fits.fits.command("sae")(cli_fit_concepts.fit_sae)
 cli_fits.fits.command("cast")(cli_fit_concepts.fit_cast)
+cli_fits.fits.command("recipes")(cli_fit_recipes.fit_recipes)
 app.command("check")(cli_models.check)
 for name, command in (
     ("add", cli_stored_packs.add_pack), ("list", cli_stored_packs.list_packs), ("remove", cli_stored_packs.remove_pack)

@@ -127,7 +127,7 @@ class _Builder:
         if isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
             if self._documents > 1:
-                raise TenantFileError("a tenant file holds one YAML document", line=line)
+                raise TenantFileError("the file holds more than one YAML document", line=line)
         elif isinstance(event, yaml.AliasEvent):
             self._alias(event.anchor or "", line)
         elif isinstance(event, yaml.ScalarEvent):
