@@ -95,7 +95,9 @@ def response_factor(points: Sequence[ResponsePoint], score: float) -> float:
     if score <= points[0].score:
         return points[0].strength
     for before, after in pairwise(points):
-        if score <= after.score:
+        if score == after.score:
+            return after.strength
+        if score < after.score:
             share = (score - before.score) / (after.score - before.score)
             factor = before.strength + share * (after.strength - before.strength)
             # rounding must not leave the range of the two points

@@ -146,7 +146,6 @@ async def refused(engine: Engine) -> dict[str, Any]:
     now, key, length = time.time(), read_key(), SHORT
     good = plan(length)
     valid = sign(good, "s" * 48, PROMPT_ALONE, key, now_s=now)
-    edits = plan(length, edits=(EditLane(pack="p" * 8),))
     tickets = {
         "missing": "",
         "garbage": "not-a-ticket",
@@ -155,7 +154,6 @@ async def refused(engine: Engine) -> dict[str, Any]:
         "other_prompt": sign(good, "s" * 48, PROMPT_ALONE[:-1] + [11], key, now_s=now),
         "other_length": sign(plan(length + 1), "s" * 48, PROMPT_ALONE, key, now_s=now),
         "no_salt": sign(good, "", PROMPT_ALONE, key, now_s=now),
-        "edits": sign(edits, "s" * 48, PROMPT_ALONE, key, now_s=now),
         "changed": valid[:-1] + ("0" if valid[-1] != "0" else "1"),
     }
     results: dict[str, Any] = {}
