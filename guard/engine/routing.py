@@ -128,12 +128,11 @@ class PlanRouter:
 
     def counters(self) -> dict[str, int]:
         """Tokens touched by the kernels and expected from the schedule; waits for the device."""
-        edits = self.buffers.edits
         slots = self.edit_slots.counters() if self.edit_slots is not None else {}
         return {
             "corrupted_tokens": int(self.buffers.corruption.counts.sum().item()),
             "expected_corrupted_tokens": self.expected_tokens,
-            "edited_tokens": 0 if edits is None else int(edits.counts.sum().item()),
+            "edited_tokens": slots.get("edited_tokens", 0),
             "expected_edited_tokens": self.expected_edited,
             "resident_edits": slots.get("resident", 0),
             "invalid_tickets": self.invalid_tickets,
