@@ -25,6 +25,7 @@ SECTIONS = {
     "constraint": ("Constraint: mask and state per step, build time", "python bench/constraint.py"),
     "throughput": ("Throughput against bare vLLM in the same run", "python bench/throughput.py"),
     "tenants": ("Many distinct edits in one batch of 256, against stock vLLM", "python bench/tenants.py"),
+    "edit_cpu": ("One edit at one site on a CPU", "python bench/edit_cpu.py"),
     "lineas": ("LinEAS, Linear-AcT and difference of means at equal loss", "python bench/lineas.py"),
     "concepts": ("Taking one author out: subspace, SAE clamp, conditional steering", "python bench/concepts.py"),
     "concepts_sae": (
