@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from guard.errors import ConfigurationError
+from guard.fit.json_lines import read_json_lines
 
 Label = Literal["forget", "retain", "behaviour"]
 
@@ -48,21 +49,7 @@ class ConceptTexts:
 
 def read_concept_rows(path: Path) -> list[ConceptRow]:
     """Read the data. Raises ConfigurationError that names the line; never shows its text."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(f"{path.name}: cannot be read as UTF-8 text") from exc
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(ConceptRow.model_validate_json(line))
-        except ValidationError as exc:
-            raise ConfigurationError(
-                f"{path.name}:{number}: needs `text` (string) and `label` (forget, retain or behaviour)"
-            ) from exc
-    return rows
+    return read_json_lines(path, ConceptRow, "`text` (string) and `label` (forget, retain or behaviour)")
 
 
 def split_texts(rows: Sequence[ConceptRow], held_out_share: float, seed: int) -> ConceptTexts:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from guard.errors import ConfigurationError
+from guard.fit.json_lines import read_json_lines
 
 Label = Literal["source", "target"]
 
@@ -48,21 +49,7 @@ class SplitTexts:
 
 def read_labelled_texts(path: Path) -> list[LabelledText]:
     """Read the data. Raises ConfigurationError that names the line; never shows its text."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(f"{path.name}: cannot be read as UTF-8 text") from exc
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            texts.append(LabelledText.model_validate_json(line))
-        except ValidationError as exc:
-            raise ConfigurationError(
-                f"{path.name}:{number}: needs `text` (string) and `label` (source or target)"
-            ) from exc
-    return texts
+    return read_json_lines(path, LabelledText, "`text` (string) and `label` (source or target)")
 
 
 def split_labelled(texts: Sequence[LabelledText], held_out_share: float, seed: int) -> SplitTexts:
