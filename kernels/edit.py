@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from guard.kernels import edit_cpu
 from guard.kernels.edit_formula import MAX_RANK, EditRow
 
 LANES = 4
@@ -22,14 +23,12 @@ MAX_WIDTH = 16384
 # bits of EditBank.parts
 RESIDENT, AFFINE, ANY_GATE = 1, 2, 4
 
-Backend = Literal["auto", "torch", "triton"]
+Backend = Literal["auto", "torch", "native", "triton"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BANK_DTYPES = (torch.float32, torch.bfloat16)
 # bounds the temporaries of the reference
 _ELEMENTS_PER_PASS = 1 << 20
-# places per token up to which slots that lie near each other are computed in one piece of the bank
-_SPREAD = 8
 # from this many tokens of one slot on, a matrix product of its own is quicker than gathering its rows
 _TOKENS_PER_PRODUCT = 3
 
@@ -155,6 +154,9 @@ def edit(
 
         launch_edit(hidden, residual, site, token_lane, token_strength, bank)
         return
+    if backend == "native" or (backend == "auto" and edit_cpu.works(hidden, residual)):
+        edit_cpu.launch_edit(hidden, residual, site, token_lane, token_strength, bank)
+        return
     edit_reference(hidden, residual, site, token_lane, token_strength, bank)
 
 
@@ -225,47 +227,32 @@ def _check(
 
 
 def _delta(value: Tensor, slot: Tensor, strength: Tensor, site: int, bank: EditBank) -> Tensor:
-    """What one lane adds to value [n, d] float32; slot int64 [n], sorted and all resident; strength float32 [n]."""
+    """What one lane adds to value [n, d] float32; slot int64 [n], sorted and all resident; strength float32 [n].
+
+    A matrix product for each slot with many tokens, gathered rows of the bank for all others.
+    """
     distinct, sizes = slot.unique_consecutive(return_counts=True)
-    low, span, most = int(distinct[0]), int(distinct[-1] - distinct[0]) + 1, int(sizes.max())
-    if span == 1:
-        return _rows_delta(value[None], strength[None], partial(_span, site=site, low=low, high=low + 1), bank)[0]
-    if span * most > _SPREAD * slot.numel():
-        return _scattered_delta(value, slot, strength, distinct.tolist(), sizes.tolist(), site, bank)
-    # one place for each slot of the span and each of its tokens: the bank is read where it lies, without a copy
-    order = torch.arange(slot.numel(), device=slot.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    place = (slot - low) * most + order
-    spread = value.new_zeros(span * most, value.shape[1]).index_copy_(0, place, value).view(span, most, -1)
-    amount = strength.new_zeros(span * most).index_copy_(0, place, strength).view(span, most)
-    moved = _rows_delta(spread, amount, partial(_span, site=site, low=low, high=low + span), bank)
-    return moved.flatten(0, 1).index_select(0, place)
-
-
-def _scattered_delta(
-    value: Tensor, slot: Tensor, strength: Tensor, distinct: list[int], sizes: list[int], site: int, bank: EditBank,
-) -> Tensor:
-    """Slots far apart, or of very different numbers of tokens: a product for each large group, gathered rows else."""
     delta = torch.empty_like(value)
-    alone: list[int] = []
+    few: list[int] = []
     start = 0
-    for number, size in zip(distinct, sizes, strict=True):
+    for number, size in zip(distinct.tolist(), sizes.tolist(), strict=True):
         group = slice(start, start + size)
         if size >= _TOKENS_PER_PRODUCT:
-            one_slot = partial(_span, site=site, low=number, high=number + 1)
+            one_slot = partial(_slot, site=site, slot=number)
             delta[group] = _rows_delta(value[None, group], strength[None, group], one_slot, bank)[0]
         else:
-            alone.extend(range(start, start + size))
+            few.extend(range(start, start + size))
         start += size
     step = max(1, _ELEMENTS_PER_PASS // (bank.width * bank.max_rank))
-    for rows in torch.tensor(alone, dtype=torch.int64, device=slot.device).split(step):
+    for rows in torch.tensor(few, dtype=torch.int64, device=slot.device).split(step):
         if rows.numel():
             gathered = partial(_gathered, site=site, slots=slot[rows])
             delta[rows] = _rows_delta(value[rows, None], strength[rows, None], gathered, bank)[:, 0]
     return delta
 
 
-def _span(part: Tensor, *, site: int, low: int, high: int) -> Tensor:
-    return part[site, low:high]
+def _slot(part: Tensor, *, site: int, slot: int) -> Tensor:
+    return part[site, slot : slot + 1]
 
 
 def _gathered(part: Tensor, *, site: int, slots: Tensor) -> Tensor:
@@ -290,5 +277,8 @@ def _rows_delta(value: Tensor, strength: Tensor, rows: Callable[[Tensor], Tensor
         amount = rows(bank.gain)[:, None] * z.masked_fill(~fires, 0.0) + rows(bank.offset)[:, None]
         amount.masked_fill_(~gate, 0.0).mul_(strength[..., None])
         write = rows(bank.write).float()
+        if not bool(inside.all()):
+            # rows that are not in use may hold anything
+            write = write.masked_fill(~inside.transpose(1, 2), 0.0)
         delta = torch.bmm(amount, write) if delta is None else delta.baddbmm_(amount, write)
     return torch.zeros_like(value) if delta is None else delta

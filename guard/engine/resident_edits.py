@@ -9,6 +9,7 @@ from torch import nn
 
 from guard.engine.compat import EditSettings
 from guard.engine.edit_sites import wrap_sites
+from guard.kernels import edit_cpu
 from guard.kernels.edit import EditBank
 from guard.packs.bank import EditSlots
 from guard.plan import Plan
@@ -36,8 +37,10 @@ def install_edits(
         return None
     _Process.sites = wrap_sites(model, sites, device)
     rank = -(-settings.max_rank // _RANK_STEP) * _RANK_STEP
-    # a CPU has no fast products of mixed types, and memory is no concern there
-    stored = torch.float32 if device.type == "cpu" or dtype == torch.float32 else torch.bfloat16
+    stored = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    if device.type == "cpu":
+        # built now, not in the first step
+        edit_cpu.library()
     bank = EditBank.empty(len(sites), settings.max_slots + 1, width, rank, stored, device)
     _Process.slots = EditSlots(
         bank, sites=sites, local=_Process.sites, fingerprint=settings.fingerprint, num_layers=num_layers,

@@ -54,10 +54,10 @@ def random_row(width: int, rank: int, *, affine: bool, any_gate: bool) -> EditRo
 
 
 def random_bank(width: int, max_rank: int, dtype: torch.dtype) -> EditBank:
-    """Slots 1..6 with ranks from 0 to `max_rank` at site 1; slot 7 at site 0 only. What is not in use is large."""
+    """Slots 1..6 with ranks from 0 to `max_rank` at site 1; slot 7 at site 0 only. What is not in use is NaN."""
     bank = EditBank.empty(SITES, SLOTS, width, max_rank, dtype)
     for part in (bank.scale, bank.shift, bank.read, bank.write, bank.bias, bank.gain, bank.offset, bank.threshold):
-        part.fill_(3e4)
+        part.fill_(float("nan"))
     ranks = [0, 1, max_rank // 2, max_rank - 1, max_rank, max_rank]
     for slot, rank in enumerate(ranks, start=1):
         bank.set(1, slot, random_row(width, rank, affine=slot % 2 == 0, any_gate=slot in (3, 5)))

@@ -1,10 +1,11 @@
-"""Activation edits: the torch implementation and the Triton kernel against the formula in float64."""
+"""Activation edits: torch, native code and the Triton kernel against the formula in float64."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from guard.kernels.edit import AFFINE, ANY_GATE, RESIDENT, EditBank, edit
+from guard.kernels import edit_cpu
+from guard.kernels.edit import AFFINE, ANY_GATE, RESIDENT, Backend, EditBank, edit
 from guard.kernels.edit_formula import EditRow, edited
 
 
@@ -65,18 +67,24 @@ def _verify(step: Any, got: Tensor, counts: Tensor, *, rounding: float) -> None:
 
 
 def _run(step: Any) -> None:
-    given_bits = step.hidden
-    # columns behind the width belong to somebody else
-    wide = torch.full((given_bits.shape[0], given_bits.shape[1] + 2), float("nan"), dtype=given_bits.dtype)
-    wide[:, :-2] = given_bits
-    edit(wide[:, :-2], step.residual, step.site, step.token_lane, step.token_strength, step.bank)
-    assert bool(wide[:, -2:].isnan().all())
-    _verify(step, wide[:, :-2], step.bank.counts, rounding=ROUNDING[wide.dtype])
+    """Every implementation that a CPU can take, each from the same state."""
+    given_bits, lanes = step.hidden, (step.token_lane, step.token_strength)
+    backends: list[Backend] = ["torch", "auto"]
+    if edit_cpu.works(step.hidden, step.residual):
+        backends.append("native")
+    for backend in backends:
+        step.bank.counts.zero_()
+        # columns behind the width belong to somebody else
+        wide = torch.full((given_bits.shape[0], given_bits.shape[1] + 2), float("nan"), dtype=given_bits.dtype)
+        wide[:, :-2] = given_bits
+        edit(wide[:, :-2], step.residual, step.site, *lanes, step.bank, backend=backend)
+        assert bool(wide[:, -2:].isnan().all())
+        _verify(step, wide[:, :-2], step.bank.counts, rounding=ROUNDING[wide.dtype])
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(0, 63), (1, 256), (63, 896), (257, 63), (257, 896)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_torch_agrees_with_the_formula(tokens: int, width: int, dtype: torch.dtype) -> None:
+def test_torch_and_native_code_agree_with_the_formula(tokens: int, width: int, dtype: torch.dtype) -> None:
     for seed, (bank_dtype, residual) in enumerate(itertools.product(BANK_DTYPES, (False, True))):
         rank = (1, 16, 32, 31)[seed]
         _run(cases.random_step(tokens, width, rank, dtype, bank_dtype, residual=residual, seed=seed))
@@ -87,7 +95,7 @@ def test_torch_agrees_with_the_formula(tokens: int, width: int, dtype: torch.dty
     tokens=st.integers(1, 40), width=st.integers(1, 40), rank=st.integers(1, 32), dtype=st.sampled_from(DTYPES),
     bank_dtype=st.sampled_from(BANK_DTYPES), residual=st.booleans(), seed=st.integers(0, 2**32),
 )
-def test_torch_agrees_with_the_formula_on_small_shapes(
+def test_torch_and_native_code_agree_with_the_formula_on_small_shapes(
     tokens: int, width: int, rank: int, dtype: torch.dtype, bank_dtype: torch.dtype, residual: bool, seed: int,
 ) -> None:
     _run(cases.random_step(tokens, width, rank, dtype, bank_dtype, residual=residual, seed=seed))
@@ -96,6 +104,40 @@ def test_torch_agrees_with_the_formula_on_small_shapes(
 def test_long_prefill_is_cut_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("guard.kernels.edit._ELEMENTS_PER_PASS", 7 * 63)
     _run(cases.random_step(130, 63, 16, torch.float32, torch.float32, residual=True, seed=5))
+
+
+def test_native_code_builds_where_there_is_a_compiler() -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    assert edit_cpu.library() is not None
+    step = torch.zeros(1, 8)
+    assert edit_cpu.works(step, None)
+    assert not edit_cpu.works(step.half(), None)
+    assert not edit_cpu.works(step, step.bfloat16())
+
+
+def test_without_a_compiler_torch_does_the_edits(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    edit_cpu.library.cache_clear()
+    try:
+        _run(cases.random_step(33, 63, 16, torch.float32, torch.float32, residual=True, seed=3))
+        assert edit_cpu.library() is None
+        assert caplog.text.count("run in torch") == 1
+        with pytest.raises(RuntimeError, match="not built"):
+            edit_cpu.launch_edit(*(torch.zeros(0),) * 5, EditBank.empty(1, 2, 8, 1))
+    finally:
+        edit_cpu.library.cache_clear()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_token_is_counted_once_whatever_the_number_of_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for seed in range(4):
+            _run(cases.random_step(700, 40, 8, torch.bfloat16, torch.bfloat16, residual=True, seed=seed))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_bank_edits_as_the_formula_of_fitting_does() -> None:
