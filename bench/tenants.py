@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -77,18 +78,21 @@ class Engine:
         self._log.close()
 
 
-def measure(model: Path, dummy: bool, batch: int, max_tokens: int, repeats: int) -> dict[str, Any]:
-    """All site sets and tenant counts on one model."""
+def measure(
+    model: Path, dummy: bool, batch: int, max_tokens: int, repeats: int, tenant_counts: Sequence[int],
+    site_sets: Sequence[str],
+) -> dict[str, Any]:
+    """The chosen site sets and tenant counts on one model."""
     results: dict[str, Any] = {}
     unedited = ""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bare = stack.enter_context(Engine(model, "bare", batch, dummy, folder / "bare.log"))
         bare.ask(0, max_tokens)
-        for name, sites in SITES.items():
-            with Engine(model, sites, batch, dummy, folder / "guarded.log") as guarded:
+        for name in site_sets:
+            with Engine(model, SITES[name], batch, dummy, folder / "guarded.log") as guarded:
                 unedited = guarded.ask(0, max_tokens)["digest"]
-                for tenants in TENANTS:
+                for tenants in tenant_counts:
                     results[f"{name}/{tenants}"] = compare(
                         bare, guarded, tenants, max_tokens, repeats, unedited
                     )
@@ -125,8 +129,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure, panels = pyplot.subplots(1, len(models), figsize=(5 * len(models), 3.6), sharey=True, squeeze=False)
     for panel, (model, results) in zip(panels[0], models.items(), strict=True):
         for name in SITES:
-            values = [results[f"{name}/{tenants}"]["tokens_per_s_ratio"] for tenants in TENANTS]
-            panel.plot([max(tenants, 0.5) for tenants in TENANTS], values, marker="o", label=name)
+            counts = [tenants for tenants in TENANTS if f"{name}/{tenants}" in results]
+            values = [results[f"{name}/{tenants}"]["tokens_per_s_ratio"] for tenants in counts]
+            panel.plot([max(tenants, 0.5) for tenants in counts], values, marker="o", label=name)
         panel.set(xscale="log", xlabel="distinct tenants in a batch of 256", title=model, ylim=(0, 1.1))
         panel.set_xticks([max(tenants, 0.5) for tenants in TENANTS], [str(tenants) for tenants in TENANTS])
         panel.minorticks_off()
@@ -146,14 +151,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=("bundled", "half_billion"), default=["bundled", "half_billion"])
+    parser.add_argument("--tenants", nargs="+", type=int, choices=TENANTS, default=list(TENANTS))
+    parser.add_argument("--sites", nargs="+", choices=list(SITES), default=list(SITES))
+    parser.add_argument("--max-tokens", type=int, default=48, help="output tokens of a request")
     chosen = parser.parse_args()
     report: dict[str, Any] = {"batch": chosen.batch, "rank": 16, "repeats": chosen.repeats, "models": {}}
+    report["output_tokens"] = chosen.max_tokens
     report["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, CPU build"
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen.models:
             dummy = name == "half_billion"
             model = half_billion_shape(Path(folder)) if dummy else DEMO / "model"
-            report["models"][name] = measure(model, dummy, chosen.batch, 8 if dummy else 48, chosen.repeats)
+            report["models"][name] = measure(
+                model, dummy, chosen.batch, chosen.max_tokens, chosen.repeats, chosen.tenants, chosen.sites
+            )
             report["bars"] = {f"{sites}/{tenants}": bar for (sites, tenants), bar in BARS.items()}
             chosen.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if chosen.figure:

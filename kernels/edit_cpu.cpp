@@ -1,39 +1,19 @@
 // The edit formula of kernels/edit_formula.py for the tokens of one step at one site, on CPUs.
 //
-// Every edited token reads the rows of its own slot, so at many slots the time is that of reading the bank once. Tokens
-// are taken four at a time: where all four have one slot, a row is read and widened once for the four.
+// Every edited token reads the rows of its own slot, so at many slots the time is that of reading the bank once: rows are
+// read one after the other as they lie in memory, and a few rows ahead are fetched. Tokens are taken four at a time: where
+// all four have one slot, a row is read and widened once for the four.
 
 #include <cstdint>
 #include <cstring>
 #include <memory>
 
+#include "edit_cpu_numbers.h"
+
 namespace {
 
 constexpr int kLanes = 4, kMaxRank = 32, kTokens = 4;
 constexpr int32_t kResident = 1, kAffine = 2, kAnyGate = 4;
-
-struct BFloat16 {
-    uint16_t bits;
-};
-
-inline float widened(float x) { return x; }
-
-inline float widened(BFloat16 x) {
-    const uint32_t bits = uint32_t(x.bits) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-inline void store(float x, float* to) { *to = x; }
-
-// rounds to nearest, ties to even; NaN stays NaN
-inline void store(float x, BFloat16* to) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    to->bits = uint16_t(x == x ? rounded : 0x7fc0);
-}
 
 template <typename Stored>
 struct Slot {
@@ -61,51 +41,72 @@ struct SiteBank {
     }
 };
 
-// pulls a few rows of a matrix that is needed soon towards the core; hardware does not see that a slot follows
-template <typename Stored>
-inline void fetch(const Stored* rows, int64_t elements) {
-    for (int64_t j = 0; j < elements; j += int64_t(64 / sizeof(Stored))) __builtin_prefetch(rows + j, 0, 2);
-}
+// The rows that a token reads lie in two pieces of memory, `read` and then `write`; with those of the next token they
+// make one sequence. Hardware does not see it, so the row kAhead places further on is fetched with every row.
+constexpr int kAhead = 8;
 
 template <typename Stored>
-inline float product(const Stored* read, const float* x, int64_t width) {
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < width; ++j) sum += widened(read[j]) * x[j];
-    return sum;
-}
+struct Rows {
+    const Stored *read, *write, *next;
+    int rank;
+    int64_t width;
 
-// z[i] = <read[i], x[i]> for four pairs, i apart by `row` in read and by `token` in x: four independent sums
-template <typename Stored>
-inline void four_products(
-    const Stored* read, int64_t row, const float* x, int64_t token, int64_t width, float* z) {
-    float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
-#pragma omp simd reduction(+ : a, b, c, d)
-    for (int64_t j = 0; j < width; ++j) {
-        a += widened(read[j]) * x[j];
-        b += widened(read[row + j]) * x[token + j];
-        c += widened(read[2 * row + j]) * x[2 * token + j];
-        d += widened(read[3 * row + j]) * x[3 * token + j];
+    // the row kAhead behind number i of the sequence, null where none is known
+    const Stored* ahead(int i) const {
+        i += kAhead;
+        if (i < rank) return read + i * width;
+        if (i < 2 * rank) return write + (i - rank) * width;
+        return next && i < 3 * rank ? next + (i - 2 * rank) * width : nullptr;
     }
-    z[0] = a, z[1] = b, z[2] = c, z[3] = d;
+};
+
+// fetches what lies at the place of elements j .. j + kVector of a row
+template <typename Stored>
+inline void fetch(const Stored* row, int64_t j) {
+    if (row && (j * sizeof(Stored)) % 64 == 0) __builtin_prefetch(row + j, 0, 2);
 }
 
-// z[i][t] = <read_i, x[t]>; a row of `write`, needed next, is fetched with each row of `read`
+// z[t] = <read, x[t]> for `n` tokens
 template <typename Stored, int n>
-inline void all_products(const Slot<Stored>& slot, const float* x, int64_t width, float* z) {
-    int i = 0;
-    if (n == 1)
-        for (; i + 4 <= slot.rank; i += 4) {
-            four_products(slot.read + i * width, width, x, 0, width, z + i);
-            fetch(slot.write + i * width, 4 * width);
+inline void product(const Stored* read, const float* x, int64_t width, const Stored* ahead, float* z) {
+    // one token has independent sums as well, else each addition would wait for the one before
+    constexpr int apart = n == 1 ? 4 : 1;
+    Vector sums[n * apart] = {};
+    int64_t j = 0;
+    for (; j + apart * kVector <= width; j += apart * kVector)
+        for (int part = 0; part < apart; ++part) {
+            const int64_t from = j + part * kVector;
+            Vector row, value;
+            load(read + from, &row);
+            fetch(ahead, from);
+            for (int t = 0; t < n; ++t) {
+                load(x + t * width + from, &value);
+                sums[t * apart + part] += row * value;
+            }
         }
-    for (; i < slot.rank; ++i) {
-        if (n == kTokens)
-            four_products(slot.read + i * width, 0, x, width, width, z + i * n);
-        else
-            z[i] = product(slot.read + i * width, x, width);
-        fetch(slot.write + i * width, width);
+    for (int t = 0; t < n; ++t) {
+        z[t] = 0.0f;
+        for (int part = 0; part < apart; ++part) z[t] += sum_of(sums[t * apart + part]);
+        for (int64_t rest = j; rest < width; ++rest) z[t] += widened(read[rest]) * x[t * width + rest];
     }
+}
+
+// moved[t] += amount[t] * write for `n` tokens
+template <typename Stored, int n>
+inline void add_row(const Stored* write, const float* amount, int64_t width, const Stored* ahead, float* moved) {
+    int64_t j = 0;
+    for (; j + kVector <= width; j += kVector) {
+        Vector row, sum;
+        load(write + j, &row);
+        fetch(ahead, j);
+        for (int t = 0; t < n; ++t) {
+            load(moved + t * width + j, &sum);
+            sum += amount[t] * row;
+            std::memcpy(moved + t * width + j, &sum, sizeof sum);
+        }
+    }
+    for (; j < width; ++j)
+        for (int t = 0; t < n; ++t) moved[t * width + j] += amount[t] * widened(write[j]);
 }
 
 // o_i * (gain_i * a_i + offset_i) * strength in place of <read_i, x>
@@ -123,18 +124,6 @@ inline void respond(const Slot<Stored>& slot, float strength, float* z, int stri
     }
 }
 
-// moved[t] += sum of `rows` rows of `write`, weighted by amount[i][t]
-template <typename Stored, int n, int rows>
-inline void add_rows(const Stored* write, const float* amount, int64_t width, float* moved) {
-#pragma omp simd
-    for (int64_t j = 0; j < width; ++j)
-        for (int t = 0; t < n; ++t) {
-            float sum = 0.0f;
-            for (int i = 0; i < rows; ++i) sum += amount[i * n + t] * widened(write[i * width + j]);
-            moved[t * width + j] += sum;
-        }
-}
-
 // moved[t] = what one lane adds to x[t], for `n` tokens of one slot; rows at `next`, if any, are fetched meanwhile
 template <typename Stored, int n>
 void lane_delta(
@@ -150,15 +139,13 @@ void lane_delta(
             std::memset(to, 0, size_t(width) * sizeof(float));
         }
     }
+    const Rows<Stored> rows{slot.read, slot.write, next, slot.rank, width};
     float z[kMaxRank * n];
-    all_products<Stored, n>(slot, x, width, z);
+    for (int i = 0; i < slot.rank; ++i)
+        product<Stored, n>(slot.read + i * width, x, width, rows.ahead(i), z + i * n);
     for (int t = 0; t < n; ++t) respond(slot, strength[t], z + t, n);
-    int i = 0;
-    for (; i + 4 <= slot.rank; i += 4) {
-        add_rows<Stored, n, 4>(slot.write + i * width, z + i * n, width, moved);
-        if (next) fetch(next + i * width, 4 * width);
-    }
-    for (; i < slot.rank; ++i) add_rows<Stored, n, 1>(slot.write + i * width, z + i * n, width, moved);
+    for (int i = 0; i < slot.rank; ++i)
+        add_row<Stored, n>(slot.write + i * width, z + i * n, width, rows.ahead(slot.rank + i), moved);
 }
 
 template <typename Hidden>
