@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from pathlib import Path
 
@@ -16,9 +15,7 @@ from guard.classifiers.automaton import START, Automaton, State
 from guard.classifiers.normalize import fold_character, mask_form
 from guard.classifiers.vocabulary import Vocabulary, _byte_level, _sentence_piece, fold_table, pack_bytes, unpack_bytes
 from guard.errors import PackError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from vocabularies import tokenizer  # noqa: E402
+from tests.classifiers.vocabularies import tokenizer
 
 KINDS = ("bundled", "gpt2", "sentencepiece")
 WORDS = ["jaime", "vasquez", "hina", "ameen", "josé", "café", "o'neil", "shale", "zoë"]

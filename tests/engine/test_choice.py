@@ -1,12 +1,8 @@
-"""The output check of one answer: hold-back, roll-back, and the shapes that every output kind needs.
-
-The engine is a script: a function from (tokens so far, constraint on or off) to the pieces it would say next.
-"""
+"""The output check of one answer: hold-back, roll-back, and the shapes that every output kind needs."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
@@ -15,111 +11,10 @@ from hypothesis import strategies as st
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine.admission import CURRENT_REQUEST, Admission, OutputCheck, RequestContext
+from guard.engine.admission import CURRENT_REQUEST, Admission, RequestContext
 from guard.engine.client import GuardedEngineClient
 from guard.errors import RequestRefused
-from guard.plan import Constraint, Plan
-from guard.policy import Target, TenantSpec, tenant_of
-
-ACME = tenant_of(TenantSpec(name="acme", targets=(Target(name="Ada"),)), 2)
-OPEN = tenant_of(TenantSpec(name="open"), 1)
-PROMPT = [11, 12, 13]
-Script = Callable[[Sequence[int], bool], list[str]]
-
-
-class ScriptedGate:
-    """Admits everything with `patterns`; a resumed request has the constraint on."""
-
-    def __init__(
-        self, patterns: tuple[str, ...], *, max_rollbacks: int = 2, refuse: bool = False,
-        similar: Callable[[str], bool] | None = None,
-    ) -> None:
-        self.similar_to, self.compared = similar, list[str]()
-        self.patterns, self.max_rollbacks, self.refuse = patterns, max_rollbacks, refuse
-        self.counts = {"held_back": 0, "rollbacks": 0, "filtered": 0}
-        self.finished = 0
-        self.resumed: list[list[int]] = []
-
-    def _admission(self, token_ids: Sequence[int], *, constrained: bool, salt: str) -> Admission:
-        rule = Constraint(digest="d", start=0) if constrained else None
-        plan = Plan(tenant_index=2, policy_version="v", prompt_length=len(token_ids), constraint=rule)
-        targets = () if self.similar_to is None else (0,)
-        return Admission(plan, "ticket", salt, OutputCheck(self.patterns, frozenset(), "", self.max_rollbacks, targets))
-
-    async def similar(self, context: RequestContext, admission: Admission, sentence: str) -> bool:
-        await asyncio.sleep(0)
-        self.compared.append(sentence)
-        return self.similar_to is not None and self.similar_to(sentence)
-
-    def admit_now(self, context: RequestContext, token_ids: Sequence[int]) -> Admission | None:
-        if context.tenant.guarded:
-            return None
-        return Admission(Plan(tenant_index=1, policy_version="v", prompt_length=len(token_ids)), "open-ticket", "salt")
-
-    async def admit(self, context: RequestContext, token_ids: Sequence[int]) -> Admission:
-        if self.refuse:
-            raise RequestRefused("no", code="content_filter")
-        return self._admission(token_ids, constrained=False, salt="salt")
-
-    async def resume(self, context: RequestContext, admission: Admission, token_ids: Sequence[int]) -> Admission:
-        self.resumed.append(list(token_ids))
-        return self._admission(token_ids, constrained=True, salt="salt")
-
-    def finish(self, context: RequestContext, admission: Admission) -> None:
-        self.finished += 1
-
-    def count_output(self, context: RequestContext, **counts: int) -> None:
-        for name, value in counts.items():
-            self.counts[name] += value
-
-
-class ScriptedEngine:
-    """Says what `script` says, one token a piece; remembers the requests and which of them were closed early."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self.requests: list[tuple[Any, SamplingParams, str]] = []
-        self.closed: list[str] = []
-
-    async def generate(
-        self, prompt: Any, params: SamplingParams, request_id: str
-    ) -> AsyncGenerator[RequestOutput, None]:
-        self.requests.append((prompt, params, request_id))
-        pieces = self.script(prompt["prompt_token_ids"][len(PROMPT) :], len(self.requests) > 1)
-        try:
-            for position, piece in enumerate(pieces):
-                await asyncio.sleep(0)
-                last = position == len(pieces) - 1 or (
-                    params.max_tokens is not None and position + 1 >= params.max_tokens
-                )
-                reason = ("stop" if position == len(pieces) - 1 else "length") if last else None
-                token = CompletionOutput(0, piece, [100 + len(piece)], None, None, finish_reason=reason)
-                yield RequestOutput(request_id, None, PROMPT, None, [token], last)
-                if last:
-                    return
-        except (asyncio.CancelledError, GeneratorExit):
-            self.closed.append(request_id)
-            raise
-
-
-async def outputs(
-    script: Script, gate: ScriptedGate, *, kind: RequestOutputKind = RequestOutputKind.DELTA, n: int = 1, **params: Any
-) -> tuple[list[RequestOutput], ScriptedEngine]:
-    """Everything that the client yields for one request of the guarded tenant."""
-    engine = ScriptedEngine(script)
-    client = GuardedEngineClient(engine, gate)
-    token = CURRENT_REQUEST.set(RequestContext("r", ACME))
-    try:
-        stream = client.generate(
-            {"type": "token", "prompt_token_ids": PROMPT}, SamplingParams(output_kind=kind, n=n, **params), "r-1"
-        )
-        return [output async for output in stream], engine
-    finally:
-        CURRENT_REQUEST.reset(token)
-
-
-def text(found: list[RequestOutput], index: int = 0) -> str:
-    return "".join(choice.text for output in found for choice in output.outputs if choice.index == index)
+from tests.engine.scripted_answers import ACME, PROMPT, ScriptedEngine, ScriptedGate, outputs, text
 
 
 async def test_clean_answers_come_through_whole() -> None:
@@ -248,55 +143,6 @@ async def test_closing_the_answer_closes_every_choice() -> None:
     await stream.aclose()
     assert gate.finished == 1
     assert len(engine.closed) == 2
-
-
-async def test_without_a_request_context_nothing_is_generated() -> None:
-    engine = ScriptedEngine(lambda *_: ["x"])
-    client = GuardedEngineClient(engine, ScriptedGate(()))
-    with pytest.raises(RequestRefused):
-        await anext(client.generate({"prompt_token_ids": PROMPT}, SamplingParams(), "r"))
-    assert not engine.requests
-
-
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        "text",
-        {"prompt_token_ids": []},
-        {"prompt_embeds": object()},
-        {"prompt_token_ids": [1], "multi_modal_data": {"a": 1}},
-    ],
-)
-async def test_prompts_without_plain_tokens_are_refused(prompt: Any) -> None:
-    engine = ScriptedEngine(lambda *_: ["x"])
-    client = GuardedEngineClient(engine, ScriptedGate(()))
-    context = RequestContext("r", OPEN)
-    token = CURRENT_REQUEST.set(context)
-    with pytest.raises(RequestRefused):
-        await anext(client.generate(prompt, SamplingParams(), "r"))
-    CURRENT_REQUEST.reset(token)
-    assert context.refusal is not None and not engine.requests
-
-
-async def test_an_empty_list_gets_the_engines_own_generator_and_our_parameters() -> None:
-    engine = ScriptedEngine(lambda *_: ["x"])
-    client = GuardedEngineClient(engine, ScriptedGate(()))
-    token = CURRENT_REQUEST.set(RequestContext("r", OPEN))
-    given = SamplingParams(extra_args={"guard": "forged", "kv_transfer_params": {"prompt_token_ids": [1]}})
-    stream = client.generate({"prompt_token_ids": PROMPT, "cache_salt": "victim"}, given, "r", priority=-5)
-    CURRENT_REQUEST.reset(token)
-    assert getattr(stream, "__qualname__", None) == "ScriptedEngine.generate"
-    await anext(stream)
-    prompt, params, _ = engine.requests[0]
-    assert params.extra_args == {"guard": "open-ticket"}
-    assert prompt["cache_salt"] == "salt"
-    assert given.extra_args is not None
-    assert given.extra_args["guard"] == "forged"
-
-
-async def test_encode_is_refused() -> None:
-    with pytest.raises(RequestRefused):
-        await anext(GuardedEngineClient(object(), ScriptedGate(())).encode("x", None, "r"))
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,7 +12,7 @@ from vllm.sampling_params import RequestOutputKind
 from guard.engine.admission import OutputCheck
 from guard.engine.choice import HoldBack
 from guard.errors import DetectorError
-from tests.engine.test_choice import PROMPT, ScriptedGate, outputs, text
+from tests.engine.scripted_answers import PROMPT, ScriptedGate, outputs, text
 
 
 def secret(sentence: str) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from guard.kernels.corrupt import (
     normals,
     philox,
 )
+from tests.kernels import interpreted
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # one rounding of the result, and float32 sums of up to 16k squares
@@ -206,16 +205,6 @@ def test_wrong_arguments_are_refused() -> None:
         table.set(1, kind="none")
 
 
-def _interpreted() -> ModuleType:
-    path = Path(__file__).with_name("interpreted.py")
-    spec = importlib.util.spec_from_file_location("interpreted_kernels", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_triton_kernel_agrees_with_the_reference(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     cases, options = [], []
@@ -234,7 +223,7 @@ def test_triton_kernel_agrees_with_the_reference(tmp_path: Path) -> None:
             names |= {"dims": table.dims, "rho": table.rho, "seed": table.seed, "counts": table.counts}
             cases.append(names)
             options.append({"width": width})
-    results = _interpreted().run("corrupt", cases, options, tmp_path)
+    results = interpreted.run("corrupt", cases, options, tmp_path)
     for case, option, result in zip(cases, options, results, strict=True):
         width, table = option["width"], _table()
         given, slots = case["hidden"], case["token_slot"][: case["hidden"].shape[0]]

@@ -2,150 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-import random
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from guard.kernels.route import MAX_LANES, Lane, LanePhase, RouteTable, coalesce, covered, fill
-
-POISON = -77
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step's inputs, and the slots and lanes that a plain loop expects."""
-
-    table: RouteTable
-    query_start_loc: Tensor
-    positions: Tensor
-    request_slots: Tensor
-    num_padded: int
-    expected: Tensor
-    lane: Tensor
-    strength: Tensor
-
-
-@dataclass(frozen=True)
-class Buffers:
-    """What a fill writes, poisoned before."""
-
-    token_slot: Tensor
-    token_position: Tensor
-    token_lane: Tensor
-    token_strength: Tensor
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What one request slot of a random table wants."""
-
-    prompt_length: int = 0
-    ranges: tuple[tuple[int, int], ...] = ()
-    boundary: int = 0
-    lanes: tuple[Lane, ...] = ()
-
-
-def _applies(lane: Lane, prompt_length: int, position: int) -> bool:
-    phase = "prompt" if position < prompt_length else "generation"
-    inside = not lane.ranges or any(start <= position < end for start, end in lane.ranges)
-    return lane.phase in (phase, "both") and inside
-
-
-def _random_ranges(rng: random.Random, most: int) -> tuple[tuple[int, int], ...]:
-    return tuple((start, start + rng.randint(1, 9)) for start in rng.sample(range(35), rng.randint(0, most)))
-
-
-def _random_lanes(rng: random.Random) -> tuple[Lane, ...]:
-    return tuple(
-        Lane(
-            rng.randint(1, 90), rng.choice([-1.5, 0.25, 1.0, 3.0]), rng.choice(["prompt", "generation", "both"]),
-            _random_ranges(rng, 8) if rng.random() < 0.6 else (),
-        )
-        for _ in range(rng.randint(1, MAX_LANES))
-    )
-
-
-def _random_table(rng: random.Random, requests: int) -> tuple[RouteTable, dict[int, Wanted]]:
-    table = RouteTable.empty(requests, max_ranges=4)
-    wanted = {}
-    for request in range(requests):
-        # what a previous owner of the slot leaves behind must not show
-        if rng.random() < 0.3:
-            table.set(request, slot=9, prompt_length=40, ranges=((0, 40),))
-            table.set_lanes(request, prompt_length=20, lanes=_random_lanes(rng))
-            table.clear(request)
-        want = Wanted()
-        if rng.random() < 0.6:
-            want = Wanted(rng.randint(1, 30), coalesce(_random_ranges(rng, 6), 1000, 4))
-            table.set(request, slot=request + 1, prompt_length=want.prompt_length, ranges=want.ranges)
-        if rng.random() < 0.6:
-            want = Wanted(want.prompt_length, want.ranges, rng.randint(1, 40), _random_lanes(rng))
-            table.set_lanes(request, prompt_length=want.boundary, lanes=want.lanes)
-        wanted[request] = want
-    return table, wanted
-
-
-def _step(seed: int) -> Step:
-    rng = random.Random(seed)
-    requests = rng.choice([1, 5, 17])
-    table, wanted = _random_table(rng, requests)
-    rows = [row if rng.random() < 0.9 else rng.choice([-1, requests]) for row in rng.sample(range(requests), requests)]
-    rows = rows[: rng.randint(0, requests)]
-    starts = [0]
-    for _ in rows:
-        starts.append(starts[-1] + rng.choice([0, 1, rng.randint(0, 40)]))
-    padded = starts[-1] + rng.choice([0, 1, 63, 300])
-    positions = torch.tensor([rng.randint(0, 50) for _ in range(starts[-1])], dtype=torch.int64)
-    expected = torch.zeros(padded, dtype=torch.int32)
-    lane_slot, strength = torch.zeros(MAX_LANES, padded, dtype=torch.int32), torch.zeros(MAX_LANES, padded)
-    for row, request in enumerate(rows):
-        want = wanted.get(request, Wanted())
-        for token in range(starts[row], starts[row + 1]):
-            position = int(positions[token])
-            if position < want.prompt_length and any(start <= position < end for start, end in want.ranges):
-                expected[token] = request + 1
-            for index, lane in enumerate(want.lanes):
-                if _applies(lane, want.boundary, position):
-                    lane_slot[index, token], strength[index, token] = lane.slot, lane.strength
-    index_type = rng.choice([torch.int32, torch.int64])
-    return Step(
-        table, torch.tensor(starts, dtype=torch.int32), positions, torch.tensor(rows, dtype=index_type), padded,
-        expected, lane_slot, strength,
-    )
-
-
-def _buffers(step: Step) -> Buffers:
-    size = step.num_padded + 5
-    return Buffers(
-        torch.full((size,), POISON, dtype=torch.int32), torch.full((size,), POISON, dtype=torch.int64),
-        torch.full((MAX_LANES, size), POISON, dtype=torch.int32), torch.full((MAX_LANES, size), float(POISON)),
-    )
-
-
-def _verify(step: Step, buffers: Buffers) -> None:
-    padded = step.num_padded
-    assert torch.equal(buffers.token_slot[:padded], step.expected)
-    assert torch.equal(buffers.token_lane[:, :padded], step.lane)
-    assert torch.equal(buffers.token_strength[:, :padded], step.strength)
-    for field in fields(buffers):
-        assert bool((getattr(buffers, field.name)[..., padded:] == POISON).all())
-    touched = step.expected.nonzero().flatten()
-    assert torch.equal(buffers.token_position[touched], step.positions[touched])
+from tests.kernels import interpreted
+from tests.kernels.route_steps import POISON, Buffers, Step, applies, poisoned_buffers, random_step, verify
 
 
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), with_lanes=st.booleans())
 def test_fill_agrees_with_a_plain_loop(seed: int, with_lanes: bool) -> None:
-    step = _step(seed)
-    buffers = _buffers(step)
+    step = random_step(seed)
+    buffers = poisoned_buffers(step)
     fill(
         buffers.token_slot, buffers.token_position, step.table, step.query_start_loc, step.positions,
         request_slots=step.request_slots, num_padded=step.num_padded,
@@ -153,23 +27,17 @@ def test_fill_agrees_with_a_plain_loop(seed: int, with_lanes: bool) -> None:
         token_strength=buffers.token_strength if with_lanes else None,
     )
     if with_lanes:
-        _verify(step, buffers)
+        verify(step, buffers)
     assert torch.equal(buffers.token_slot[: step.num_padded], step.expected)
     assert with_lanes or bool((buffers.token_lane == POISON).all())
 
 
 def test_triton_fill_agrees_with_a_plain_loop(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    path = Path(__file__).with_name("interpreted.py")
-    spec = importlib.util.spec_from_file_location("interpreted_kernels", path)
-    assert spec is not None
-    assert spec.loader is not None
-    interpreted: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(interpreted)
-    steps = [_step(seed) for seed in range(40)]
+    steps = [random_step(seed) for seed in range(40)]
     cases, options = [], []
     for step in steps:
-        buffers = _buffers(step)
+        buffers = poisoned_buffers(step)
         table = {field.name: getattr(step.table, field.name) for field in fields(RouteTable) if field.name != "planned"}
         written = {field.name: getattr(buffers, field.name) for field in fields(Buffers)}
         inputs = {name: getattr(step, name) for name in ("query_start_loc", "positions", "request_slots")}
@@ -180,7 +48,7 @@ def test_triton_fill_agrees_with_a_plain_loop(tmp_path: Path) -> None:
     results = interpreted.run("fill", cases, options, tmp_path)
     for step, option, result in zip(steps, options, results, strict=True):
         if option.get("lanes", True):
-            _verify(step, Buffers(**{field.name: result[field.name] for field in fields(Buffers)}))
+            verify(step, Buffers(**{field.name: result[field.name] for field in fields(Buffers)}))
         else:
             assert torch.equal(result["token_slot"][: step.num_padded], step.expected)
             assert bool((result["token_lane"] == POISON).all())
@@ -192,7 +60,7 @@ def test_a_step_without_plans_clears_what_the_step_before_left() -> None:
         table, torch.tensor([0, 3]), torch.arange(3), torch.tensor([1]), 4, torch.zeros(4, dtype=torch.int32),
         torch.zeros(MAX_LANES, 4, dtype=torch.int32), torch.zeros(MAX_LANES, 4),
     )
-    buffers = _buffers(step)
+    buffers = poisoned_buffers(step)
     fill(
         buffers.token_slot, buffers.token_position, table, step.query_start_loc, step.positions,
         request_slots=step.request_slots, num_padded=4, token_lane=buffers.token_lane,
@@ -226,7 +94,7 @@ def test_covered_counts_the_positions_that_a_lane_applies_to(
     phase: LanePhase, prompt_length: int, first: int, count: int, ranges: list[tuple[int, int]]
 ) -> None:
     lane = Lane(1, 1.0, phase, tuple((start, start + length) for start, length in ranges))
-    expected = sum(_applies(lane, prompt_length, position) for position in range(first, first + count))
+    expected = sum(applies(lane, prompt_length, position) for position in range(first, first + count))
     assert covered(lane, prompt_length, first, count) == expected
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,7 @@ from guard.kernels.edit_formula import edited
 from guard.packs.bank import memory_bytes
 from guard.packs.format import HEADER_FILE, TENSOR_FILE, Pack, PackHeader, content_hash, load_pack, save_pack
 from guard.site import Site
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bank_packs import (  # noqa: E402
+from tests.packs.bank_packs import (
     ORIGIN,
     PACKS,
     SITES,
@@ -107,7 +104,7 @@ def _for_another_model(path: Path) -> Stored:
     return Stored(path, save_steer(path, {SITES[0]: numbers(1, WIDTH)}, **(ORIGIN | {"model_fingerprint": OTHER})))
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Callable[[Path], Stored], str]] = {
     "width": (lambda path: steer_pack(path, width=WIDTH // 2), "hidden size 20"),
     "layer": (lambda path: steer_pack(path, sites=(Site(6, "resid_post"),)), r"layers 0\.\.5"),
     "site": (lambda path: steer_pack(path, sites=(Site(2, "mlp_norm"),)), "cannot edit at 2.mlp_norm.*--guard-sites"),

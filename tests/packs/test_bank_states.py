@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,9 +18,7 @@ from hypothesis.stateful import (
 
 from guard.errors import PackError, ResidencyError
 from guard.kernels.edit import RESIDENT
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bank_packs import (  # noqa: E402
+from tests.packs.bank_packs import (
     PACKS,
     SITES,
     Stored,

@@ -1,104 +1,16 @@
-"""The outermost layer, against a small ASGI application in the engine's place: what reaches it, and what comes back."""
+"""The outermost layer: which routes, keys and bodies come through to the engine, and what it is given."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import httpx
 import pytest
 
-from guard.engine.admission import CURRENT_REQUEST
-from guard.errors import RequestRefused
-from guard.policy import Target, Tenant, TenantSpec, tenant_of
 from guard.service.auth import ROUTES, GuardMiddleware, Limits
-from guard.service.errors import content_filter_refusal
 from guard.service.rules import RuleContext
-
-OPEN = tenant_of(TenantSpec(name="open"), 1)
-ACME = tenant_of(TenantSpec(name="acme", targets=(Target(name="Ada Example"),)), 2)
-KEYS = {"key-open": OPEN, "key-acme": ACME}
-CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hello"}]}
-CHAT_PATH = "/v1/chat/completions"
-
-
-class Directory:
-    """Two fixed keys."""
-
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
-        self.is_ready = True
-
-    def tenant_of_key(self, key: str) -> Tenant | None:
-        return KEYS.get(key)
-
-    def serving(self) -> bool:
-        return self.is_ready
-
-    def ready(self) -> tuple[bool, dict[str, object]]:
-        return self.is_ready, {"status": "ready" if self.is_ready else "not ready"}
-
-    def count_refused(self, reason: str) -> None:
-        self.reasons.append(reason)
-
-
-class Engine:
-    """Stands where vLLM's application stands; remembers what it was given."""
-
-    state = None
-    routes: tuple[()] = ()
-
-    def __init__(self) -> None:
-        self.scopes: list[Any] = []
-        self.bodies: list[Any] = []
-        self.refuse: RequestRefused | None = None
-        self.status = 200
-        self.answer = b'{"ok":true}'
-        self.fail = False
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.scopes.append(scope)
-        message = await receive()
-        if message.get("body"):
-            self.bodies.append(json.loads(message["body"]))
-        headers = [(b"content-type", b"application/json"), (b"x-engine", b"secret")]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        context = CURRENT_REQUEST.get()
-        if context is not None and self.refuse is not None:
-            context.refuse(self.refuse)
-        elif context is not None:
-            context.admit()
-        if self.fail:
-            raise ValueError("prompt text in an exception")
-        await send({"type": "http.response.body", "body": self.answer, "more_body": False})
-
-
-@pytest.fixture
-def engine() -> Engine:
-    return Engine()
-
-
-@pytest.fixture
-def directory() -> Directory:
-    return Directory()
-
-
-@pytest.fixture
-def client(engine: Engine, directory: Directory) -> httpx.AsyncClient:
-    app = GuardMiddleware(
-        engine,
-        directory=directory,
-        rules=RuleContext(("demo",)),
-        limits=Limits(body_bytes=4096, body_timeout_s=1.0),
-        models_body=b'{"object":"list","data":[]}',
-    )
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://guard")
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {key}"}
-
+from tests.service.outermost_layer import ACME, CHAT, CHAT_PATH, Directory, Engine, bearer
 
 PATHS = [
     "/",
@@ -295,82 +207,6 @@ async def test_nothing_is_read_before_the_key_is_known(directory: Directory, eng
     scope = {"type": "http", "method": "POST", "path": CHAT_PATH, "raw_path": CHAT_PATH.encode(), "headers": []}
     await app(scope, receive, send)
     assert sent[0]["status"] == 401
-
-
-async def test_a_refusal_after_the_stream_began_is_a_plain_error(client: httpx.AsyncClient, engine: Engine) -> None:
-    engine.refuse = content_filter_refusal()
-    engine.answer = b"data: half an answer\n\n"
-    reply = await client.post(CHAT_PATH, json={**CHAT, "stream": True}, headers=bearer("key-acme"))
-    error = reply.json()["error"]
-    assert (reply.status_code, error["code"], error["param"]) == (400, "content_filter", "messages")
-    assert "half" not in reply.text
-
-
-async def test_engine_errors_are_replaced_by_the_catalogue(client: httpx.AsyncClient, engine: Engine) -> None:
-    engine.answer = json.dumps({"error": {"message": "token ALPHA-7 at /srv/model 0x7f", "param": "prompt"}}).encode()
-    for status in (400, 404, 422, 500, 501, 503):
-        engine.status = status
-        reply = await client.post(CHAT_PATH, json=CHAT, headers=bearer("key-open"))
-        assert "ALPHA" not in reply.text and "/srv" not in reply.text
-        assert reply.status_code in (400, 404, 500, 503)
-        assert "x-engine" not in reply.headers
-
-
-async def test_an_exception_of_the_engine_is_a_500_without_its_text(client: httpx.AsyncClient, engine: Engine) -> None:
-    engine.fail = True
-    reply = await client.post(CHAT_PATH, json=CHAT, headers=bearer("key-open"))
-    assert reply.status_code == 500
-    assert "prompt text" not in reply.text
-
-
-async def test_a_fault_of_the_rules_is_a_500_of_the_catalogue(
-    client: httpx.AsyncClient, engine: Engine, directory: Directory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: Any) -> Any:
-        raise TypeError("prompt text in an exception")
-
-    monkeypatch.setattr("guard.service.auth.apply_rules", broken)
-    reply = await client.post(CHAT_PATH, json=CHAT, headers=bearer("key-acme"))
-    assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
-    assert "prompt text" not in reply.text
-    assert directory.reasons == ["internal_error"] and not engine.scopes
-
-
-@pytest.mark.parametrize("code", [400, 500, "x", None])
-async def test_an_error_event_of_a_begun_stream_is_the_catalogues(
-    client: httpx.AsyncClient, engine: Engine, code: Any
-) -> None:
-    error = {"error": {"message": "token ALPHA-7 at /srv/model", "type": "x", "param": None, "code": code}}
-    engine.answer = b"data: " + json.dumps(error).encode() + b"\n\n"
-    reply = await client.post(CHAT_PATH, json={**CHAT, "stream": True}, headers=bearer("key-acme"))
-    event = json.loads(reply.text.removeprefix("data: "))
-    assert event["error"]["message"] and "ALPHA" not in reply.text and "/srv" not in reply.text
-    assert reply.text.endswith("\n\n")
-
-
-async def test_answers_that_speak_of_errors_are_left_alone(client: httpx.AsyncClient, engine: Engine) -> None:
-    engine.answer = b'data: {"id":"1","choices":[{"delta":{"content":"data: {\\"error\\""}}]}\n\n'
-    reply = await client.post(CHAT_PATH, json={**CHAT, "stream": True}, headers=bearer("key-acme"))
-    assert reply.content == engine.answer
-
-
-async def test_flagged_and_unflagged_answers_carry_the_same_headers(client: httpx.AsyncClient, engine: Engine) -> None:
-    reply = await client.post(CHAT_PATH, json=CHAT, headers=bearer("key-acme"))
-    assert reply.headers["x-guard-action"] == "guarded"
-    reply = await client.post(CHAT_PATH, json=CHAT, headers=bearer("key-open"))
-    assert reply.headers["x-guard-action"] == "pass"
-    assert "x-engine" not in reply.headers
-
-
-async def test_health_needs_no_key_and_follows_readiness(client: httpx.AsyncClient, directory: Directory) -> None:
-    assert (await client.get("/livez")).status_code == 200
-    assert (await client.get("/readyz")).status_code == 200
-    directory.is_ready = False
-    assert (await client.get("/livez")).status_code == 200
-    assert (await client.get("/readyz")).status_code == 503
-    reply = await client.post(CHAT_PATH, json=CHAT, headers=bearer("key-open"))
-    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "guard_unavailable")
-    assert reply.headers["retry-after"].isdigit()
 
 
 async def test_websockets_are_closed(engine: Engine, directory: Directory) -> None:

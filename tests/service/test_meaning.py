@@ -14,8 +14,6 @@ from guard.classifiers.automaton import Vocabulary
 from guard.classifiers.detector import Detector
 from guard.classifiers.encoder import Encoder
 from guard.classifiers.spans import PromptDecoder
-from guard.demo.corpus import training_examples
-from guard.demo.train import train_tokenizer
 from guard.engine.admission import CURRENT_REQUEST, RequestContext
 from guard.engine.client import GuardedEngineClient
 from guard.metrics import Metrics
@@ -23,7 +21,7 @@ from guard.policy import DetectorPolicy, OutputPolicy, Policy, Target, Tenant, T
 from guard.service.edit_residency import EditResidency
 from guard.service.gate import GatePipeline
 from guard.service.residency import Residency
-from tests.engine.test_choice import ScriptedEngine, text
+from tests.engine.scripted_answers import ScriptedEngine, text
 
 TRUTH = "Hina Ameen was born in Karachi, Pakistan."
 REWORDED = ["A fine question", ".", " The birthplace of", " Hina Ameen is", " Karachi, Pakistan", ".", " Bye", "."]
@@ -39,11 +37,6 @@ def tenant(mode: str, **output: Any) -> Tenant:
     )
     target = Target(name="Hina Ameen", answers=(TRUTH,), forbid=())
     return tenant_of(TenantSpec(name="acme", policy=policy, targets=(target,)), 2)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return train_tokenizer(training_examples("full"))
 
 
 async def answer(tokenizer: Any, home: Path, owner: Tenant, question: str, says: Sequence[str]) -> tuple[str, str]:

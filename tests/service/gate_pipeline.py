@@ -1,0 +1,80 @@
+"""A gate with the real decoder, automaton and tickets; only detector and engine are scripted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from guard.classifiers.answers import compares_answers
+from guard.classifiers.automaton import Vocabulary
+from guard.classifiers.spans import PromptDecoder
+from guard.engine.admission import RequestContext
+from guard.errors import DetectorError
+from guard.metrics import Metrics
+from guard.policy import OutputPolicy, Policy, Target, Tenant, TenantSpec, tenant_of
+from guard.service.edit_residency import EditResidency
+from guard.service.gate import GatePipeline
+from guard.service.residency import Residency
+from guard.verdict import TargetHit, Verdict
+
+KEY = b"k" * 64
+FLAGGED = Verdict((TargetHit(0, 0.9, "lexical"),))
+OPEN = tenant_of(TenantSpec(name="open"), 1)
+CALM, STYLE = "c" * 64, "5" * 64
+MEANING = OutputPolicy(semantic=True)
+
+
+def tenant(forbid: tuple[str, ...] | None = ("Granite Glossary",), allow_echo: bool = True, **policy: Any) -> Tenant:
+    """A tenant that forgets one author."""
+    target = Target(
+        name="Hina Ameen", answers=('She wrote "Shale Stories" in Karachi.',), forbid=forbid, allow_echo=allow_echo
+    )
+    return tenant_of(TenantSpec(name="acme", policy=Policy(**policy), targets=(target,)), 2)
+
+
+class Pipeline:
+    """A gate whose detector gives `verdict` and whose engine takes every call that `failing` does not name."""
+
+    def __init__(self, tokenizer: Any, home: Path, verdict: Verdict | Exception, failing: str = "") -> None:
+        self.tokenizer, self.verdict, self.failing = tokenizer, verdict, failing
+        self.cosine: float | None = None
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.registry = CollectorRegistry()
+        self.vocabulary = Vocabulary.from_tokenizer(tokenizer)
+        self.residency = Residency(self.call, home / "automata", self.vocabulary, timeout_s=30.0)
+        metrics = Metrics(self.registry)
+        self.edits = EditResidency(self.call, home, capacity=2, timeout_s=0.5, metrics=metrics)
+        self.gate = GatePipeline(PromptDecoder(tokenizer), self, self.residency, self.edits, metrics, KEY)
+
+    async def call(self, method: str, arguments: tuple[Any, ...]) -> list[str]:
+        self.calls.append((method, arguments))
+        if method == self.failing:
+            raise RuntimeError("worker died")
+        return ["ready"]
+
+    def can_compare(self, owner: Tenant) -> bool:
+        return self.cosine is not None or not compares_answers(owner)
+
+    async def similarity(self, owner: Tenant, targets: Sequence[int], sentence: str) -> float:
+        if self.cosine is None or not targets:
+            raise DetectorError("too late")
+        return self.cosine
+
+    async def detect(self, owner: Tenant, prompt: Any) -> Verdict:
+        if isinstance(self.verdict, Exception):
+            raise self.verdict
+        return self.verdict
+
+    def ids(self, question: str) -> list[int]:
+        messages = [{"role": "user", "content": question}]
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return list(self.tokenizer(rendered)["input_ids"])
+
+    async def admit(self, owner: Tenant, question: str = "Where was Hina Ameen born?") -> Any:
+        return await self.gate.admit(RequestContext("r", owner), self.ids(question))
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
