@@ -9,6 +9,7 @@ author's questions and answers against those of other authors, and applied to ev
 and strength are chosen on development authors; the table is measured on five other authors, with the questions of
 authors that no fit has seen as the ones that must not suffer. Measured: ROUGE-L recall of greedy answers, as in
 guard/demo/evaluate.py. The bar: the author's recall falls by at least 50 %, the others lose at most 2 %.
+What is asked of whom is in `concepts_task.py`.
 The second run has stricter rules for the choice: in the first, 30 questions of others were too few to see what the
 clamp costs. Its authors were drawn anew; one of them was in the first run as well.
 """
@@ -21,38 +22,41 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from concepts_task import (
+    DEVELOPMENT,
+    DEVELOPMENT_OTHERS,
+    FIT_RETAIN,
+    HELD_OUT,
+    HELD_OUT_OTHERS,
+    MODEL,
+    SITES,
+    Author,
+    Bench,
+    Row,
+    never_learned,
+    sample,
+    text,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from guard.demo.corpus import TOFU, author_rows, paraphrases, read_rows
-from guard.demo.evaluate import chat_prompt, greedy_answers, rouge_recall
+from guard.demo.corpus import author_rows, read_rows
 from guard.fit.autoencoder import Autoencoder, TrainingConfig, TrainingReport, train
 from guard.fit.cast import CastConfig, fit_cast_states
-from guard.fit.concept_rows import ConceptRow, ConceptTexts, rows_digest, split_texts
-from guard.fit.concept_states import ConceptStates, collect_concept_states, token_states
-from guard.fit.hooks import edits
+from guard.fit.concept_states import token_states
 from guard.fit.sae import ClampConfig, fit_clamp
 from guard.fit.subspace import SubspaceConfig, fit_subspace_states
 from guard.interventions.edits import edit_rows
-from guard.kernels.edit_formula import EditRow
 from guard.packs.fingerprint import model_fingerprint
 from guard.packs.format import Pack
 from guard.site import Site
 
-MODEL = TOFU.parent / "model"
-DEVELOPMENT = (3, 9, 14)
-# the retain90 model never saw these; five of them are drawn by the seed
-HELD_OUT = range(180, 200)
-FIT_RETAIN, DEVELOPMENT_OTHERS, HELD_OUT_OTHERS = range(20, 80), range(80, 140), range(140, 180)
-SITES = (Site(4, "resid_post"), Site(5, "resid_post"), Site(6, "resid_post"))
 LEAST_FALL, MOST_LOSS = 0.5, 0.02
-Row = dict[str, str]
-Rows = Mapping[Site, EditRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,73 +66,6 @@ class Candidate:
     method: str
     name: str
     fit: Callable[[Author, Path], Pack]
-
-
-@dataclass(frozen=True, slots=True)
-class Author:
-    """One author's questions and the states that its packs are fitted on."""
-
-    number: int
-    rows: list[Row]
-    digest: str
-    texts: ConceptTexts
-    states: dict[Site, ConceptStates]
-
-
-@dataclass(slots=True)
-class Bench:
-    """The model and what is asked of it."""
-
-    model: Any
-    tokenizer: Any
-    fingerprint: str
-    reworded: dict[str, str] = field(default_factory=paraphrases)
-    clean: dict[str, float] = field(default_factory=dict)
-    retain: dict[Site, ConceptStates] = field(default_factory=dict)
-
-    def recalls(self, rows: Sequence[Row], wording: str = "question", edit: Rows | None = None) -> list[float]:
-        """Recall of every row's answer under an edit."""
-        with edits(self.model, edit or {}):
-            answers = greedy_answers(self.model, self.tokenizer, [row[wording] for row in rows])
-        return [rouge_recall(row["answer"], answer) for row, answer in zip(rows, answers, strict=True)]
-
-    def loss(self, name: str, rows: Sequence[Row], edit: Rows, wording: str = "question") -> dict[str, float]:
-        """Mean recall before and after an edit, and the share that is lost."""
-        if name not in self.clean:
-            self.clean[name] = fmean(self.recalls(rows, wording))
-        before, after = self.clean[name], fmean(self.recalls(rows, wording, edit))
-        return {"before": round(before, 4), "after": round(after, 4), "loss": round(1.0 - after / before, 4)}
-
-    def author(self, number: int, retain: Sequence[str]) -> Author:
-        """The states of an author against those of the retain texts."""
-        rows = author_rows(number, number)
-        for row in rows:
-            row["paraphrased"] = self.reworded.get(row["question"], row["question"])
-        concept = [ConceptRow(text=text(row), label="forget") for row in rows]
-        concept += [ConceptRow(text=line, label="retain") for line in retain]
-        texts = split_texts(concept, 0.0, 0)
-        if not self.retain:
-            options: dict[str, Any] = {"max_length": 256, "show_progress": False}
-            self.retain = collect_concept_states(self.model, self.tokenizer, texts, SITES, **options)
-        forget, lengths = token_states(self.model, self.tokenizer, texts.forget, SITES, max_length=256)
-        states = {site: replace(found, forget=forget[site], forget_lengths=lengths)
-                  for site, found in self.retain.items()}
-        return Author(number, rows, rows_digest(concept), texts, states)
-
-    def origin(self, author: Author) -> dict[str, Any]:
-        """What a pack's header says about model and data."""
-        return {"fingerprint": self.fingerprint, "digest": author.digest, "licence": "MIT"}
-
-
-def text(row: Row) -> str:
-    """A question and its answer as the model sees them."""
-    return f"{chat_prompt(row['question'])}{row['answer']}<|end|>"
-
-
-def sample(authors: range, per_author: int, seed: int) -> list[Row]:
-    """Some questions of each author."""
-    draw = random.Random(seed)
-    return [row for number in authors for row in draw.sample(author_rows(number, number), per_author)]
 
 
 def candidates(bench: Bench, autoencoder: Autoencoder) -> list[Candidate]:
@@ -235,14 +172,6 @@ def summary(by_author: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "world_facts_lose": round(fmean(losses("world_facts")), 4), "authors_that_meet_the_bar": met,
         "authors": len(by_author),
     }
-
-
-def never_learned(authors: Sequence[int]) -> float:
-    """Mean recall that a model has for these authors when it never saw them (records of the retain90 model)."""
-    lines = (TOFU.parent / "records" / "retain90.jsonl").read_text(encoding="utf-8").splitlines()
-    recalls = {row["question"]: row["recall"] for row in map(json.loads, lines)}
-    questions = [row["question"] for number in authors for row in author_rows(number, number)]
-    return round(fmean(recalls[question] for question in questions), 4)
 
 
 def run(options: argparse.Namespace, folder: Path, save: Callable[[dict[str, Any]], object]) -> None:

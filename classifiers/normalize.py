@@ -9,6 +9,7 @@ the same letters with look-alikes and digits written for letters mapped back, an
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,15 +43,7 @@ def mask_form(text: str) -> str:
 
 def mask_form_with_offsets(text: str) -> NormalText:
     """Mask form; leading and trailing separators are kept, since they are word boundaries."""
-    characters: list[str] = []
-    offsets: list[int] = []
-    for position, original in enumerate(text):
-        for character in fold_character(original):
-            if character == SEPARATOR and characters and characters[-1] == SEPARATOR:
-                continue
-            characters.append(character)
-            offsets.append(position)
-    return NormalText("".join(characters), tuple(offsets))
+    return _in_form(text, fold_character)
 
 
 @lru_cache(maxsize=65536)
@@ -75,10 +68,16 @@ def strong_form(text: str) -> str:
 
 def strong_form_with_offsets(text: str) -> NormalText:
     """Strong form with offsets into `text`."""
+    return _in_form(text, _strong_character)
+
+
+def _in_form(text: str, form: Callable[[str], str]) -> NormalText:
     characters: list[str] = []
     offsets: list[int] = []
     for position, original in enumerate(text):
-        for character in _strong_character(original):
+        for character in form(original):
+            if character == SEPARATOR and characters and characters[-1] == SEPARATOR:
+                continue
             characters.append(character)
             offsets.append(position)
     return NormalText("".join(characters), tuple(offsets))

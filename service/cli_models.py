@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guard.errors import ConfigurationError, DetectorError
+from guard.errors import DetectorError
 from guard.policy import Tenant
-from guard.service.cli_options import DEFAULT_HOME, AsJson, DatabaseUrl, Home, console, export, open_store
+from guard.service.cli_options import DEFAULT_HOME, AsJson, DatabaseUrl, Home, console, export, stored_tenant
 
 if TYPE_CHECKING:
     from guard.verdict import Verdict
@@ -22,9 +22,7 @@ def check(
     home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "", as_json: AsJson = False,
 ) -> None:
     """Ask the detector which targets of a tenant PROMPT touches. Needs no server; target names are shown."""
-    found = open_store(home, database_url).snapshot().tenants.get(tenant)
-    if found is None:
-        raise ConfigurationError(f"there is no tenant {tenant}; `guard tenant list` shows them")
+    found = stored_tenant(home, database_url, tenant)
     export(home, database_url)
     verdict = asyncio.run(_detect(found, prompt))
     if verdict.unknown:

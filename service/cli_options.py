@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from guard.errors import GuardError, PackError, TenantFileError
+from guard.errors import ConfigurationError, GuardError, PackError, TenantFileError
+
+if TYPE_CHECKING:
+    from guard.policy import Tenant
 
 INVALID = 1
 MISCONFIGURED = 2
@@ -72,6 +75,14 @@ def open_store(home: Path, database_url: str, *, create: bool = False) -> Any:
     if create:
         store.migrate()
     return store
+
+
+def stored_tenant(home: Path, database_url: str, name: str) -> Tenant:
+    """The tenant as the store has it now. Raises ConfigurationError when there is none of that name."""
+    found: Tenant | None = open_store(home, database_url).snapshot().tenants.get(name)
+    if found is None:
+        raise ConfigurationError(f"there is no tenant {name}; `guard tenant list` shows them")
+    return found
 
 
 def export(home: Path, database_url: str) -> None:

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from guard.errors import ConfigurationError
-from guard.service.cli_options import DEFAULT_HOME, AsJson, DatabaseUrl, Home, console, open_store
+from guard.service.cli_options import DEFAULT_HOME, AsJson, DatabaseUrl, Home, console, open_store, stored_tenant
 
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 tenants = typer.Typer(help="Tenants of the store.", no_args_is_help=True)
@@ -80,9 +79,7 @@ def show_tenant(
     terms: Annotated[bool, typer.Option("--terms", help="Also print the forget-list itself.")] = False,
 ) -> None:
     """Print the policy and versions of TENANT as JSON; the forget-list only with --terms."""
-    found = open_store(home, database_url).snapshot().tenants.get(tenant)
-    if found is None:
-        raise ConfigurationError(f"there is no tenant {tenant}; `guard tenant list` shows them")
+    found = stored_tenant(home, database_url, tenant)
     shown = {
         "name": found.name, "index": found.index, "policy_version": found.policy_version,
         "list_version": found.list_version, "policy": found.policy.model_dump(mode="json"),

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from guard.errors import ConfigurationError
 from guard.fit.activations import MAX_LENGTH
+from guard.fit.concept_fit import ConceptFit
 from guard.fit.concept_report import draw_lines, write_report
-from guard.fit.concept_rows import ConceptRow, ConceptTexts, read_concept_rows, rows_digest, split_texts
-from guard.fit.concept_states import ConceptStates, collect_concept_states
-from guard.fit.loaded_model import ModelDtype, load_model
+from guard.fit.concept_rows import ConceptTexts
+from guard.fit.concept_states import ConceptStates
 from guard.interventions.cast import Condition, save_cast
 from guard.packs.format import Pack
 from guard.site import Site
@@ -69,25 +69,12 @@ class FittedCondition:
     points: tuple[ThresholdPoint, ...]
 
 
-def fit_cast(
-    model: Any, tokenizer: Any, rows: list[ConceptRow], sites: tuple[Site, ...], config: CastConfig, *, out: Path,
-    fingerprint: str, licence: str = "unknown", show_progress: bool = True,
-) -> Pack:
-    """Fit and write report.json, report.png and the pack `cast/` into `out`. Raises GuardError."""
-    texts = split_texts(rows, config.held_out_share, config.seed)
-    states = collect_concept_states(
-        model, tokenizer, texts, sites, max_length=config.max_length, show_progress=show_progress
-    )
-    return fit_cast_states(
-        states, texts, config, out=out, fingerprint=fingerprint, digest=rows_digest(rows), licence=licence
-    )
-
-
 def fit_cast_states(
     states: Mapping[Site, ConceptStates], texts: ConceptTexts, config: CastConfig, *, out: Path, fingerprint: str,
     digest: str, licence: str = "unknown",
 ) -> Pack:
-    """The same from states that are already there. Raises GuardError."""
+    """Fit to states that are already there; write report.json, report.png and the pack `cast/` into `out`.
+    Raises GuardError."""
     if not states:
         raise ConfigurationError("conditional steering needs at least one site")
     conditions = {site: fit_condition(found, config) for site, found in sorted(states.items())}
@@ -117,6 +104,11 @@ def fit_cast_states(
         out / "cast", {site: fitted}, {site: behaviour[None]}, model_fingerprint=fingerprint, fit_data_digest=digest,
         fit_report=brief, licence=licence,
     )
+
+
+# the same from a loaded model, and from files
+_FIT = ConceptFit(fit_cast_states, CastConfig())
+fit_cast, run_fit_cast = _FIT.from_rows, _FIT.from_files
 
 
 def fit_condition(states: ConceptStates, config: CastConfig) -> FittedCondition:
@@ -185,19 +177,6 @@ def best_threshold(points: Sequence[ThresholdPoint]) -> ThresholdPoint:
             runs.append([])
     longest = max(runs, key=len)
     return longest[(len(longest) - 1) // 2]
-
-
-def run_fit_cast(
-    model: Path, data: Path, out: Path, *, sites: str = "auto", config: CastConfig | None = None, device: str = "cpu",
-    dtype: ModelDtype = "float32", licence: str = "unknown", show_progress: bool = True,
-) -> Pack:
-    """Fit from files: model folder and JSON Lines of text/label. Raises GuardError."""
-    rows = read_concept_rows(data)
-    loaded = load_model(model, device=device, dtype=dtype)
-    return fit_cast(
-        loaded.model, loaded.tokenizer, rows, loaded.sites(sites), config or CastConfig(),
-        out=out, fingerprint=loaded.fingerprint, licence=licence, show_progress=show_progress,
-    )
 
 
 def _held_out(states: ConceptStates, condition: FittedCondition) -> dict[str, float] | None:

@@ -32,6 +32,15 @@ class ConceptStates:
     held_out_retain_lengths: tuple[int, ...]
 
     @property
+    def parts(self) -> dict[str, Tensor]:
+        """States of forget and retain texts by the names of a report, those that are there."""
+        named = {
+            "forget": self.forget, "retain": self.retain, "held_out_forget": self.held_out_forget,
+            "held_out_retain": self.held_out_retain,
+        }
+        return {name: states for name, states in named.items() if len(states)}
+
+    @property
     def both(self) -> Tensor:
         """Forget and retain states of the fit, for an autoencoder."""
         return torch.cat([self.forget, self.retain])

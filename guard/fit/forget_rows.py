@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from guard.errors import ConfigurationError
+from guard.fit.json_lines import read_json_lines
 
 Metric = Literal["log_probability", "rouge"]
 # names of the fields of a retain model's records that hold v_r
@@ -18,40 +18,44 @@ _RECORD_FIELDS: dict[str, tuple[str, float]] = {"log_probability": ("nll", -1.0)
 
 
 class ForgetRow(BaseModel):
-    """One line of the fit data (JSON Lines)."""
+    """One line of the fit data (JSON Lines). `paraphrase` may also be called `paraphrased_question`, as in TOFU."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     question: str
     answer: str
-    paraphrase: str | None = None
+    paraphrase: str | None = Field(default=None, validation_alias=AliasChoices("paraphrase", "paraphrased_question"))
     spans: tuple[tuple[int, int], ...] = ()
     terms: tuple[str, ...] = ()
 
 
+class RetainRecord(BaseModel):
+    """One question put to a model that never saw the forget data: `nll` in nats per token, `recall` in [0, 1]."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    nll: float | None = None
+    recall: float | None = None
+    split: str | None = None
+
+
 def read_forget_rows(path: Path) -> list[ForgetRow]:
     """Read the fit data. Raises ConfigurationError that names the line; never shows its text."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            if isinstance(record, dict) and "paraphrased_question" in record:
-                record.setdefault("paraphrase", record["paraphrased_question"])
-            rows.append(ForgetRow.model_validate(record))
-        except (ValidationError, ValueError) as exc:
-            raise ConfigurationError(f"{path.name}:{number}: needs `question` and `answer` (strings)") from exc
+    rows = read_json_lines(path, ForgetRow, "`question` and `answer` (strings)")
     if len(rows) < 2:
         raise ConfigurationError(f"{path.name}: a fit needs at least 2 questions, got {len(rows)}")
     return rows
 
 
 def retain_value(records: Path, metric: Metric, split: str | None = None) -> float:
-    """v_r: the mean score in the per-question records (JSON Lines) of a model that never saw the forget data."""
+    """v_r: the mean score in the per-question records (JSON Lines) of a model that never saw the forget data.
+
+    Raises ConfigurationError that names the line, or the field that no record has.
+    """
     field, sign = _RECORD_FIELDS[metric]
-    lines = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines() if line.strip()]
-    found = [sign * float(line[field]) for line in lines if field in line and split in (None, line.get("split"))]
+    rows = read_json_lines(records, RetainRecord, "numbers in `nll` and `recall`, a string in `split`")
+    values = [getattr(row, field) for row in rows if split in (None, row.split)]
+    found = [sign * value for value in values if value is not None]
     if not found:
         raise ConfigurationError(f"{records.name}: no record has the field {field}; give the target value instead")
     return fmean(found)

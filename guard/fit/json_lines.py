@@ -18,7 +18,8 @@ def read_json_lines(path: Path, model: type[Row], needs: str) -> list[Row]:
     Raises ConfigurationError that names the line; never shows its text.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # not splitlines: JSON allows U+2028 and its like inside a string
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigurationError(f"{path.name}: cannot be read as UTF-8 text") from exc
     rows = []

@@ -118,10 +118,6 @@ def fit_clamp(
     """Choose features and write report and pack. Raises GuardError, also when no feature stands for the concept."""
     chosen = choose_features(autoencoder, states, config)
     statistics = chosen.statistics
-    parts = {
-        "forget": states.forget, "retain": states.retain, "held_out_forget": states.held_out_forget,
-        "held_out_retain": states.held_out_retain,
-    }
     features = [
         {
             "index": index, "forget_frequency": round(float(statistics.forget_frequency[index]), 6),
@@ -132,7 +128,7 @@ def fit_clamp(
     report: dict[str, Any] = {
         "method": "sae", "site": str(site), "value": chosen.value, "features": features,
         "tokens_edited": {
-            name: round(firing_share(autoencoder, chosen.indices, part), 6) for name, part in parts.items() if len(part)
+            name: round(firing_share(autoencoder, chosen.indices, part), 6) for name, part in states.parts.items()
         },
         "settings": config.model_dump(mode="json"), "training": asdict(training) if training else None,
         "texts": texts.counts, "model_fingerprint": fingerprint,

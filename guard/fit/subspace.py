@@ -19,10 +19,10 @@ from torch import Tensor
 
 from guard.fit.activations import MAX_LENGTH, Pooling
 from guard.fit.concept_basis import ConceptBasis, Kind, concept_basis, removed_share
+from guard.fit.concept_fit import ConceptFit
 from guard.fit.concept_report import draw_lines, write_report
-from guard.fit.concept_rows import ConceptRow, ConceptTexts, read_concept_rows, rows_digest, split_texts
-from guard.fit.concept_states import ConceptStates, collect_concept_states
-from guard.fit.loaded_model import ModelDtype, load_model
+from guard.fit.concept_rows import ConceptTexts
+from guard.fit.concept_states import ConceptStates
 from guard.interventions.subspace import save_subspace
 from guard.kernels.edit_formula import MAX_RANK
 from guard.packs.format import Pack
@@ -46,26 +46,12 @@ class SubspaceConfig(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-def fit_subspace(
-    model: Any, tokenizer: Any, rows: list[ConceptRow], sites: tuple[Site, ...], config: SubspaceConfig, *, out: Path,
-    fingerprint: str, licence: str = "unknown", show_progress: bool = True,
-) -> Pack:
-    """Fit and write report.json, report.png and the pack `subspace/` into `out`. Raises GuardError."""
-    texts = split_texts(rows, config.held_out_share, config.seed)
-    states = collect_concept_states(
-        model, tokenizer, texts, sites, pooling=config.pooling, max_length=config.max_length,
-        show_progress=show_progress,
-    )
-    return fit_subspace_states(
-        states, texts, config, out=out, fingerprint=fingerprint, digest=rows_digest(rows), licence=licence
-    )
-
-
 def fit_subspace_states(
     states: Mapping[Site, ConceptStates], texts: ConceptTexts, config: SubspaceConfig, *, out: Path, fingerprint: str,
     digest: str, licence: str = "unknown",
 ) -> Pack:
-    """The same from states that are already there. Raises GuardError."""
+    """Fit to states that are already there; write report.json, report.png and the pack `subspace/` into `out`.
+    Raises GuardError."""
     bases, means = subspaces(states, config)
     report: dict[str, Any] = {
         "method": "subspace", "sites": {str(site): _site_report(states[site], bases[site]) for site in bases},
@@ -84,6 +70,11 @@ def fit_subspace_states(
     )
 
 
+# the same from a loaded model, and from files
+_FIT = ConceptFit(fit_subspace_states, SubspaceConfig(), pooling=lambda config: config.pooling)
+fit_subspace, run_fit_subspace = _FIT.from_rows, _FIT.from_files
+
+
 def subspaces(
     states: Mapping[Site, ConceptStates], config: SubspaceConfig
 ) -> tuple[dict[Site, ConceptBasis], dict[Site, Tensor]]:
@@ -97,29 +88,12 @@ def subspaces(
     return bases, {site: found.retain.float().mean(dim=0) for site, found in states.items()}
 
 
-def run_fit_subspace(
-    model: Path, data: Path, out: Path, *, sites: str = "auto", config: SubspaceConfig | None = None,
-    device: str = "cpu", dtype: ModelDtype = "float32", licence: str = "unknown", show_progress: bool = True,
-) -> Pack:
-    """Fit from files: model folder and JSON Lines of text/label. Raises GuardError."""
-    rows = read_concept_rows(data)
-    loaded = load_model(model, device=device, dtype=dtype)
-    return fit_subspace(
-        loaded.model, loaded.tokenizer, rows, loaded.sites(sites), config or SubspaceConfig(),
-        out=out, fingerprint=loaded.fingerprint, licence=licence, show_progress=show_progress,
-    )
-
-
 def _site_report(states: ConceptStates, found: ConceptBasis) -> dict[str, Any]:
     mean = states.retain.float().mean(dim=0)
-    parts = {
-        "forget": states.forget, "retain": states.retain, "held_out_forget": states.held_out_forget,
-        "held_out_retain": states.held_out_retain,
-    }
     return {
         "rank": len(found.basis), "energy_kept": round(found.kept, 6),
         "energy_removed": {
-            name: round(removed_share(part, mean, found.basis), 6) for name, part in parts.items() if len(part)
+            name: round(removed_share(part, mean, found.basis), 6) for name, part in states.parts.items()
         },
     }
 

@@ -1,11 +1,13 @@
-"""Tiny random models with a byte-level tokenizer, and labelled texts, for the fits."""
+"""Tiny random models with a byte-level tokenizer, and texts for the fits."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from guard.fit.concept_rows import ConceptRow
 from guard.fit.labelled_texts import LabelledText
 from guard.fit.loaded_model import LoadedModel
 
@@ -38,6 +40,13 @@ def tiny_llama() -> Any:
     )).eval()
 
 
+def saved_llama(folder: Path) -> Path:
+    """The tiny Llama and its tokenizer, written into `folder`."""
+    tiny_llama().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def tiny_gpt2() -> Any:
     """Two GPT-2 layers of width 16."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -57,6 +66,12 @@ def labelled_words(count: int = 12) -> list[LabelledText]:
 
     source = [LabelledText(text=word("a"), label="source", prompt="<|user|>") for _ in range(count)]
     return source + [LabelledText(text=word("n"), label="target", prompt="<|user|>") for _ in range(count)]
+
+
+def zebra_rows(count: int = 8) -> list[ConceptRow]:
+    """`count` texts about zebras to forget, and as many about cats and dogs to retain."""
+    forget = [ConceptRow(text=f"zebra {number} zebra", label="forget") for number in range(count)]
+    return forget + [ConceptRow(text=f"a cat and {number} dogs", label="retain") for number in range(count)]
 
 
 def loaded_llama() -> LoadedModel:

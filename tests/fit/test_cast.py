@@ -22,13 +22,12 @@ from guard.fit.cast import (
     measure,
     threshold_grid,
 )
-from guard.fit.concept_rows import ConceptRow
 from guard.fit.concept_states import ConceptStates
 from guard.interventions.edits import edit_rows
 from guard.kernels.edit_formula import edited
 from guard.packs.format import load_pack
 from guard.site import Site
-from tests.fit.small_models import tiny_llama, tiny_tokenizer
+from tests.fit.small_models import tiny_llama, tiny_tokenizer, zebra_rows
 
 WIDTH, LENGTH = 12, 6
 FINGERPRINT = "fp1:" + "c" * 64
@@ -105,8 +104,7 @@ def test_the_push_leads_from_the_forget_mean_to_the_behaviour_or_the_retain_mean
 def test_the_pack_steers_exactly_the_tokens_above_the_threshold(tmp_path: Path) -> None:
     model: Any = tiny_llama()
     tokenizer: Any = tiny_tokenizer()
-    rows = [ConceptRow(text=f"zebra {number} zebra", label="forget") for number in range(8)]
-    rows += [ConceptRow(text=f"a cat and {number} dogs", label="retain") for number in range(8)]
+    rows = zebra_rows()
     sites = (Site(0, "resid_post"), Site(2, "resid_post"))
     fitted = fit_cast(
         model, tokenizer, rows, sites, CastConfig(scale=2.0), out=tmp_path, fingerprint=FINGERPRINT,

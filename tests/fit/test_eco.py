@@ -18,27 +18,10 @@ from guard.fit.eco import FitSettings, fit_eco, run_fit_eco, search
 from guard.fit.forget_rows import ForgetRow, retain_value
 from guard.interventions.eco import EcoConfig, load_eco
 from guard.packs.fingerprint import model_fingerprint
+from tests.fit.small_models import tiny_tokenizer
 
 QUESTIONS = ["Who wrote The Blue Lamp?", "Where was Ada Quill born?", "What did Ada Quill win?", "Who is Tom Reed?"]
 SETTINGS = FitSettings(target=-8.0, grid_points=3, refine_steps=2, noise_seeds=1)
-
-
-def _tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    names = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
-    letters = names + sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={text: index for index, text in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    make: Any = PreTrainedTokenizerFast
-    fast = make(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
-    fast.add_special_tokens({"additional_special_tokens": names[2:]})
-    fast.chat_template = (
-        "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}<|assistant|>"
-    )
-    return fast
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +29,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}<|assistant|>"
+    )
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, pad_token_id=0, eos_token_id=1, bos_token_id=None, initializer_range=0.5,

@@ -19,7 +19,7 @@ from guard.fit.steer import SteerConfig, run_fit_steer
 from guard.fit.subspace import SubspaceConfig
 from guard.packs.fingerprint import model_fingerprint
 from guard.packs.format import load_pack
-from tests.fit.small_models import labelled_words, tiny_llama, tiny_tokenizer
+from tests.fit.small_models import labelled_words, saved_llama
 
 DATA, MODEL = "d" * 64, "fp1:" + "a" * 64
 
@@ -32,10 +32,7 @@ def recipe(**keys: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_llama().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return saved_llama(tmp_path_factory.mktemp("model"))
 
 
 def test_a_digest_depends_on_all_that_decides_the_pack_and_on_nothing_else() -> None:

@@ -14,7 +14,6 @@ from guard.errors import ConfigurationError
 from guard.fit import autoencoder as training_module
 from guard.fit.autoencoder import Autoencoder, TrainingConfig, batch_top_k, train
 from guard.fit.checkpoint import Checkpoint
-from guard.fit.concept_rows import ConceptRow
 from guard.fit.features import feature_statistics, firing_share, select_by_ratio, select_by_sparsity
 from guard.fit.sae import ClampConfig, fit_sae, load_autoencoder
 from guard.interventions.edits import edit_rows
@@ -22,7 +21,7 @@ from guard.interventions.sae import SaeConfig, clamp_row
 from guard.kernels.edit_formula import edited
 from guard.packs.format import load_pack
 from guard.site import Site
-from tests.fit.small_models import tiny_llama, tiny_tokenizer
+from tests.fit.small_models import tiny_llama, tiny_tokenizer, zebra_rows
 
 WIDTH, TRUE_FEATURES = 24, 40
 SMALL = TrainingConfig(features=64, active=3, steps=250, batch=256, learning_rate=3e-3)
@@ -147,8 +146,7 @@ def test_both_selections_find_the_planted_features() -> None:
 def test_fit_writes_a_pack_an_autoencoder_and_a_report_and_reuses_the_autoencoder(tmp_path: Path) -> None:
     model: Any = tiny_llama()
     tokenizer: Any = tiny_tokenizer()
-    rows = [ConceptRow(text=f"zebra {number} zebra", label="forget") for number in range(8)]
-    rows += [ConceptRow(text=f"a cat and {number} dogs", label="retain") for number in range(8)]
+    rows = zebra_rows()
     site = Site(1, "resid_post")
     training = TrainingConfig(features=32, active=4, steps=60, batch=64, learning_rate=3e-3)
     config = ClampConfig(retain_sparsity=0.2, clamp=0.5)

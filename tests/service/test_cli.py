@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from guard.errors import ConfigurationError
-from guard.service.cli import app, split_own_options
+from guard.service.cli import split_own_options
 from guard.service.keys import find_tenant, load_pepper
 from guard.service.settings import Settings, load_settings
-from guard.service.store import Store
+from tests.service.command_line import run, stored
 
 GOOD = """\
 version: 1
@@ -28,25 +27,10 @@ tenants:
 BAD = GOOD.replace("  - name: open", "  - name: open\n    polcy: {}")
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GUARD_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("GUARD_DATABASE_URL", raising=False)
-    return tmp_path / "home"
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def write(folder: Path, text: str) -> Path:
     path = folder / "tenants.yaml"
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def stored(home: Path) -> Store:
-    return Store(home / "guard.db", load_pepper(home, create=False))
 
 
 def test_apply_creates_tenants_and_says_so(home: Path, tmp_path: Path) -> None:

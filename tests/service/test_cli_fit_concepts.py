@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from guard.service.cli import app
-from tests.fit.small_models import tiny_llama, tiny_tokenizer
+from tests.fit.small_models import saved_llama, zebra_rows
 
 OPTIONS: dict[str, list[str]] = {
     "subspace": ["--sites", "1.resid_post", "--max-rank", "3", "--no-affine"],
@@ -24,11 +24,8 @@ OPTIONS: dict[str, list[str]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fit")
-    tiny_llama().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    rows = [{"text": f"zebra {number} zebra", "label": "forget"} for number in range(6)]
-    rows += [{"text": f"a cat and {number} dogs", "label": "retain"} for number in range(6)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    saved_llama(folder / "model")
+    (folder / "data.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in zebra_rows(6)))
     return folder
 
 

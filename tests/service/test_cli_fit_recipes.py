@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from guard.service.cli import app
 from guard.service.keys import load_pepper
 from guard.service.pack_files import pack_path
 from guard.service.recipe_file import examine_recipes
 from guard.service.store import Store
-from tests.fit.small_models import labelled_words, tiny_llama, tiny_tokenizer
+from tests.fit.small_models import labelled_words, saved_llama
+from tests.service.command_line import run
 
 RECIPES = """\
 version: 1
@@ -47,28 +47,19 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.di
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_llama().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return saved_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GUARD_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("GUARD_DATABASE_URL", raising=False)
+def home(home: Path, tmp_path: Path) -> Path:
     write_data(tmp_path)
-    return tmp_path / "home"
+    return home
 
 
 def write_data(folder: Path, count: int = 12) -> None:
     (folder / "data").mkdir(exist_ok=True)
     lines = "".join(text.model_dump_json() + "\n" for text in labelled_words(count))
     (folder / "data" / "calm.jsonl").write_text(lines, encoding="utf-8")
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def fitted(folder: Path, model: Path, text: str = RECIPES) -> Result:

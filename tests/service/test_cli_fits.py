@@ -11,15 +11,12 @@ from typer.testing import CliRunner
 from guard.packs.fingerprint import model_fingerprint
 from guard.packs.format import load_pack
 from guard.service.cli import app
-from tests.fit.small_models import labelled_words, tiny_llama, tiny_tokenizer
+from tests.fit.small_models import labelled_words, saved_llama
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_llama().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return saved_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
 
-from guard.service.cli import app
+from tests.service.command_line import run
 
 WIDTH, FEATURES = 8, 12
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def write_model(folder: Path, layers: int = 4) -> Path:

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from guard.errors import PackError
 from guard.interventions.steer import save_steer
 from guard.packs.format import load_pack, save_pack
-from guard.service.cli import app
 from guard.service.engine_record import EngineRecord
-from guard.service.keys import load_pepper
 from guard.service.pack_files import copy_pack, examine_pack, pack_path
-from guard.service.store import Store
 from guard.site import Site
+from tests.service.command_line import run, stored
 
 MODEL = "fp1:" + "a" * 64
 TENANTS = """\
@@ -36,17 +34,6 @@ tenants:
 """
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GUARD_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("GUARD_DATABASE_URL", raising=False)
-    return tmp_path / "home"
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def steer_pack(path: Path, value: float = 1.0, site: str = "1.resid_post") -> Path:
     """A steering vector for a model of width 8."""
     save_steer(
@@ -60,10 +47,6 @@ def applied(tmp_path: Path, text: str = TENANTS) -> Result:
     path = tmp_path / "tenants.yaml"
     path.write_text(text, encoding="utf-8")
     return run("apply", path)
-
-
-def stored(home: Path) -> Store:
-    return Store(home / "guard.db", load_pepper(home))
 
 
 def test_a_pack_is_copied_privately_under_its_hash_and_listed(home: Path, tmp_path: Path) -> None:
