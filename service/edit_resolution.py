@@ -39,7 +39,10 @@ def resolve_edits(file: TenantFile, packs: Sequence[PackRecord], engine: EngineR
 
 def _unusable(edit: EditPolicy, record: PackRecord | None) -> str | None:
     if record is None:
-        return f"the store has no pack {edit.pack}; `guard pack list` shows the packs, `guard pack add` adds one"
+        return (
+            f"the store has no pack {edit.pack}; `guard pack list` shows the packs, `guard pack add` adds one, "
+            "`guard fit recipes` makes those of recipes"
+        )
     if record.kind != EDIT:
         return f"the pack {edit.pack} is of the kind {record.kind}, not an edit"
     return None
