@@ -59,19 +59,14 @@ def library() -> ctypes.CDLL | None:
     known = [path for name in ("g++", "clang++") if (path := shutil.which(name))]
     compiler = shlex.split(os.environ.get("CXX", "")) or known[:1]
     if not compiler:
-        _LOG.warning("no C++ compiler: edits on the CPU run in torch, which is about half as fast; install g++")
+        _LOG.warning("no C++ compiler: edits on the CPU run in torch, which is several times slower; install g++")
         return None
-    with tempfile.TemporaryDirectory(prefix="guard-edit-") as folder:
-        target = Path(folder) / "edit_cpu.so"
-        try:
-            subprocess.run(
-                [*compiler, *_OPTIONS, str(_SOURCE), "-o", str(target)], check=True, capture_output=True, text=True,
-                timeout=_BUILD_S,
-            )
-            built = ctypes.CDLL(str(target))
-        except (OSError, subprocess.SubprocessError) as error:
-            _LOG.warning("edits on the CPU run in torch, because %s did not build them: %s", compiler[0], error)
-            return None
+    try:
+        built = _built(compiler)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = error.stderr[-500:] if isinstance(error, subprocess.CalledProcessError) else str(error)
+        _LOG.warning("edits on the CPU run in torch, because %s did not build them: %s", compiler[0], reason)
+        return None
     built.guard_edit.argtypes = [ctypes.POINTER(_Arguments)]
     built.guard_edit.restype = None
     return built
@@ -94,3 +89,14 @@ def launch_edit(
         max(1, min(torch.get_num_threads(), tokens // _TOKENS_PER_THREAD)),
     )
     built.guard_edit(ctypes.byref(arguments))
+
+
+def _built(compiler: list[str]) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory(prefix="guard-edit-") as folder:
+        target = Path(folder) / "edit_cpu.so"
+        subprocess.run(
+            [*compiler, *_OPTIONS, str(_SOURCE), "-o", str(target)], check=True, capture_output=True, text=True,
+            timeout=_BUILD_S,
+        )
+        # stays mapped when the file is gone
+        return ctypes.CDLL(str(target))
