@@ -2,7 +2,7 @@
 
     python bench/lineas.py --out bench/results/lineas.json --figure docs/figures/lineas.png
 
-The task is in `lineas_task.py`. For each method, a few settings are tried with one draw of fit texts; the one that
+The task is in `lineas_task.py`. For each method, six settings are tried with one draw of fit texts; the one that
 moves the attribute most on the development authors at SEARCH_PRICE is fitted again with three other draws and measured
 on the test authors. At every price, the strength is the one at which the loss of the retained answers of the same split
 rises by that price (bisection on the loss alone), so that all methods are compared at equal loss.
@@ -31,28 +31,37 @@ from guard.fit.steer import SteerConfig, fit_steer
 from guard.interventions.edits import edit_rows
 
 MODEL = Path(__file__).parents[1] / "guard" / "demo" / "model"
-FIT_TEXTS, QUESTIONS, RETAINED = 64, 60, 40
+FIT_TEXTS, QUESTIONS, RETAINED = 256, 60, 40
 PRICES = (0.01, 0.03, 0.1)
 SEARCH_PRICE = 0.03
 SEARCH_SEED, SEEDS = 10, (0, 1, 2)
 LARGEST_STRENGTH = 16.0
 COMMON = {"held_out_share": 0.1, "max_length": 40}
 FITS: dict[str, Any] = {"difference of means": fit_steer, "Linear-AcT": fit_linear_act, "LinEAS": fit_lineas}
-LINEAS: dict[str, Any] = {"samples": 16, "steps": 40, **COMMON}
+NORMS = "*.attn_norm,*.mlp_norm"
+LATE = "6-7.resid_post"
+TOKENS: dict[str, Any] = {"pooling": "tokens", **COMMON}
+IN_UNITS: dict[str, Any] = {"samples": 32, "standardise": True, **TOKENS}
+# as many settings for each method; late sites, which suit all of them, are among each method's
 CANDIDATES: dict[str, tuple[Any, ...]] = {
     "difference of means": (
-        SteerConfig(**COMMON), SteerConfig(sites="2.resid_post", **COMMON), SteerConfig(sites="4.resid_post", **COMMON),
-        SteerConfig(sites="*.attn_norm,*.mlp_norm", **COMMON),
+        SteerConfig(**COMMON), SteerConfig(sites=NORMS, **COMMON), SteerConfig(sites="6.resid_post", **COMMON),
+        SteerConfig(sites="5-7.resid_post", **COMMON), SteerConfig(sites="4-7.resid_post", **COMMON),
+        SteerConfig(sites="3-7.resid_post", **COMMON),
     ),
     "Linear-AcT": (
-        LinearActConfig(**COMMON), LinearActConfig(pooling="tokens", **COMMON),
-        LinearActConfig(sites="*.resid_post", **COMMON), LinearActConfig(sites="auto", **COMMON),
+        LinearActConfig(**COMMON), LinearActConfig(sites="auto", **TOKENS),
+        LinearActConfig(sites="6.resid_post", **TOKENS), LinearActConfig(sites="4-7.resid_post", **TOKENS),
+        LinearActConfig(sites="4-7.resid_post", order="at_once", **TOKENS),
+        LinearActConfig(sites="3-7.resid_post", order="at_once", **TOKENS),
     ),
     "LinEAS": (
-        LineasConfig(learning_rate=0.003, **LINEAS),
-        LineasConfig(learning_rate=0.003, gamma=0.3, lambda_group=0.0, **LINEAS),
-        LineasConfig(optimizer="adam", learning_rate=0.01, **LINEAS),
-        LineasConfig(optimizer="adam", learning_rate=0.01, sites="auto", **LINEAS),
+        LineasConfig(samples=16, steps=40, learning_rate=0.003, **COMMON),
+        LineasConfig(sites=LATE, samples=32, steps=40, optimizer="adam", learning_rate=0.3, **TOKENS),
+        LineasConfig(sites=LATE, steps=60, learning_rate=0.003, **IN_UNITS),
+        LineasConfig(sites=LATE, steps=40, optimizer="adam", learning_rate=0.01, **IN_UNITS),
+        LineasConfig(sites="5-7.resid_post", steps=40, optimizer="adam", learning_rate=0.01, **IN_UNITS),
+        LineasConfig(sites="4-7.resid_post", steps=40, optimizer="adam", learning_rate=0.01, **IN_UNITS),
     ),
 }
 

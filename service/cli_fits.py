@@ -121,6 +121,9 @@ def fit_lineas(
     kappa: Annotated[
         Literal["step", "constant"], typer.Option(help="Proximal step: gamma times the learning rate, or gamma.")
     ] = "step",
+    standardise: Annotated[
+        bool, typer.Option("--standardise", help="Fit in units of the targets' spread; not in the paper.")
+    ] = False,
     pooling: SamplePooling = "mean", max_length: MaxLength = 128, held_out_share: HeldOutShare = 0.25,
     batch: BatchTexts = 32, checkpoint_steps: Annotated[int, typer.Option(min=1, help="Steps per saved state.")] = 100,
     seed: Seed = 0, device: Device = "cpu", dtype: Dtype = "float32", licence: Licence = "unknown",
@@ -130,8 +133,8 @@ def fit_lineas(
 
     config = LineasConfig(
         sites=sites, steps=steps, samples=samples, optimizer=optimizer, learning_rate=learning_rate, gamma=gamma,
-        lambda_l1=lambda_l1, lambda_group=lambda_group, kappa=kappa, pooling=pooling, max_length=max_length,
-        held_out_share=held_out_share, batch=batch, checkpoint_steps=checkpoint_steps, seed=seed,
+        lambda_l1=lambda_l1, lambda_group=lambda_group, kappa=kappa, standardise=standardise, pooling=pooling,
+        max_length=max_length, held_out_share=held_out_share, batch=batch, checkpoint_steps=checkpoint_steps, seed=seed,
     )
     _show(run_fit_lineas(model, data, out, config, device=device, dtype=dtype, licence=licence), out)
 

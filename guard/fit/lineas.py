@@ -5,6 +5,13 @@
 Source: arXiv 2503.10679. Every step takes as many source as target texts, follows the gradient of the transport cost
 (SGD or Adam, cosine decay) and then makes the proximal step of the sparse-group lasso R, which sets channels and whole
 sites to the identity. With Adam, the proximal step keeps the geometry of SGD.
+
+The paper's sites are outputs of norms, of about unit size. At others (`resid_post`) the curvature of the cost in a
+weight grows with the square of the activations, and an SGD rate small enough for weights hardly moves biases.
+`standardise` (not in the paper, off by default) runs the same algorithm on every channel in units of the targets: with
+mean m and standard deviation s,
+
+    u = (x - m) / s,    u' = weight * u + bias,    cost in u,    served: x' = weight * x + s * bias + (1 - weight) * m
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ from guard.fit.labelled_texts import LabelledText, read_labelled_texts
 from guard.fit.loaded_model import LoadedModel, ModelDtype, load_model, progress
 from guard.fit.proximal import proximal_step
 from guard.fit.steering_fit import SteeringConfig, SteeringFit
-from guard.fit.transport import paired, transport_cost
+from guard.fit.transport import channel_units, paired, transport_cost
 from guard.interventions.lineas import save_lineas
 from guard.kernels.edit_formula import EditRow
 from guard.packs.format import Pack
@@ -37,7 +44,7 @@ class LineasConfig(SteeringConfig):
 
     `gamma`, `lambda_l1`, `lambda_group`: weights of the penalty. `kappa`: the proximal step's size is gamma
     (`constant`, as the paper's algorithm prints it) or gamma times the current learning rate (`step`, proximal
-    gradient descent).
+    gradient descent). `standardise`: see the module; penalty and learning rate are then in the targets' units.
     """
 
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
@@ -49,6 +56,7 @@ class LineasConfig(SteeringConfig):
     lambda_group: Annotated[float, Field(ge=0.0)] = 1.0
     kappa: Literal["step", "constant"] = "step"
     pooling: Literal["mean", "tokens"] = "mean"
+    standardise: bool = False
     checkpoint_steps: Annotated[int, Field(ge=1)] = 100
 
 
@@ -88,14 +96,20 @@ def fit_lineas(
 
 
 class _Training:
-    """weight - 1 (scale) and bias (shift) of every site, and the optimiser; everything random is decided by the seed
-    and the step."""
+    """weight - 1 (scale) and bias (shift) of every site, in the channels' units, and the optimiser; everything random
+    is decided by the seed and the step."""
 
     def __init__(self, fit: SteeringFit, config: LineasConfig) -> None:
         self._fit, self._config, self._device = fit, config, fit.loaded.device
         self._source = fit.encoded(fit.texts.source)
         self._target = _per_text(fit, config)
         width = next(iter(self._target.values()))[0].shape[-1]
+        # mean and standard deviation that a channel is measured in
+        plain = torch.zeros(width, device=self._device), torch.ones(width, device=self._device)
+        self._units = {
+            site: channel_units(torch.cat(values)) if config.standardise else plain
+            for site, values in self._target.items()
+        }
         names = [f"{site}/{part}" for site in fit.sites for part in ("scale", "shift")]
         self._parts = {name: torch.zeros(width, device=self._device, requires_grad=True) for name in names}
         adam = config.optimizer == "adam"
@@ -109,9 +123,19 @@ class _Training:
         return self._losses
 
     def rows(self) -> dict[Site, EditRow]:
-        """The maps so far as edits, detached, on the CPU."""
-        parts = {name: part.detach().cpu() for name, part in self._parts.items()}
-        return {site: EditRow(scale=parts[f"{site}/scale"], shift=parts[f"{site}/shift"]) for site in self._fit.sites}
+        """The maps so far as edits of the plain activations, detached, on the CPU."""
+        with torch.no_grad():
+            return {
+                site: EditRow(scale=_part(row.scale).cpu().clone(), shift=_part(row.shift).cpu())
+                for site, row in self._rows().items()
+            }
+
+    def _rows(self) -> dict[Site, EditRow]:
+        rows = {}
+        for site, (mean, deviation) in self._units.items():
+            scale, shift = self._parts[f"{site}/scale"], self._parts[f"{site}/shift"]
+            rows[site] = EditRow(scale=scale, shift=deviation * shift - scale * mean)
+        return rows
 
     def advance(self) -> None:
         config = self._config
@@ -147,17 +171,16 @@ class _Training:
         batch = padded(self._source, source, self._device)
         # the logits are not needed: the model without its head
         model = fit.loaded.model.base_model
-        rows = {site: EditRow(scale=self._parts[f"{site}/scale"], shift=self._parts[f"{site}/shift"])
-                for site in fit.sites}
-        with edits(fit.loaded.model, rows), recorded(fit.loaded.model, fit.sites) as seen:
+        with edits(fit.loaded.model, self._rows()), recorded(fit.loaded.model, fit.sites) as seen:
             model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
         loss = torch.zeros((), device=self._device)
         for site in fit.sites:
-            goal = torch.cat([self._target[site][index] for index in target])
+            goal, deviation = torch.cat([self._target[site][index] for index in target]), self._units[site][1]
             if self._config.pooling == "mean":
-                loss = loss + transport_cost(mean_pooled(seen[site], batch.counted), goal)
+                found = mean_pooled(seen[site], batch.counted)
             else:
-                loss = loss + transport_cost(*paired(seen[site][batch.counted], goal, self.step))
+                found, goal = paired(seen[site][batch.counted], goal, self.step)
+            loss = loss + transport_cost(found / deviation, goal / deviation)
         return loss
 
     def save(self) -> None:

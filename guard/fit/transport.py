@@ -11,6 +11,8 @@ from torch import Tensor
 
 # a channel whose source variance is below this share of its target's scale has no slope to fit
 _FLAT = 1e-12
+# a channel's standard deviation counts as this share of its site's at least
+_LEAST_SPREAD = 1e-3
 
 
 def transport_cost(source: Tensor, target: Tensor) -> Tensor:
@@ -39,6 +41,14 @@ def sorted_regression(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     flat = variance <= _FLAT * (a.square() + b.square()).sum(dim=0)
     weight = torch.where(flat, 1.0, covariance / variance.masked_fill(flat, 1.0))
     return weight.float(), (mean_b - weight * mean_a).float()
+
+
+def channel_units(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [d] of samples [n, d], float32, the latter positive also for constant channels."""
+    mean, deviation = samples.double().mean(dim=0), samples.double().std(dim=0, correction=0)
+    typical = deviation.square().mean().sqrt()
+    least = torch.where(typical > 0.0, _LEAST_SPREAD * typical, 1.0)
+    return mean.float(), deviation.maximum(least).float()
 
 
 def paired(source: Tensor, target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
