@@ -92,6 +92,13 @@ def test_a_changed_character_breaks_the_ticket(data: st.DataObject) -> None:
         gate.admit(request(text[:place] + letter + text[place + 1 :]), KEY, time.time())
 
 
+@pytest.mark.parametrize("letter", ["\ud800", "\u00e9", "\u0660"])
+@pytest.mark.parametrize("place", [0, VALID.index(".") + 1, len(VALID) - 1])
+def test_a_character_outside_ascii_breaks_the_ticket(place: int, letter: str) -> None:
+    with pytest.raises(TicketError):
+        gate.admit(request(VALID[:place] + letter + VALID[place + 1 :]), KEY, time.time())
+
+
 def test_the_gate_is_installed_once_and_for_every_engine_class(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.engine.core import DPEngineCoreProc, EngineCore, EngineCoreProc
 
