@@ -10,8 +10,9 @@ and strength are chosen on development authors; the table is measured on five ot
 authors that no fit has seen as the ones that must not suffer. Measured: ROUGE-L recall of greedy answers, as in
 guard/demo/evaluate.py. The bar: the author's recall falls by at least 50 %, the others lose at most 2 %.
 What is asked of whom is in `concepts_task.py`.
-The second run has stricter rules for the choice: in the first, 30 questions of others were too few to see what the
-clamp costs. Its authors were drawn anew; one of them was in the first run as well.
+The second run has stricter rules for the choice, and its authors were drawn anew; one of them was in the first run as
+well. The 30 or 60 questions of others in the choice are too few to see what a clamp costs, so its candidates' largest
+strength and share were set beforehand, on the development authors and 1200 questions of the development others.
 """
 
 from __future__ import annotations
@@ -80,12 +81,16 @@ def candidates(bench: Bench, autoencoder: Autoencoder) -> list[Candidate]:
         subspace = SubspaceConfig.model_validate(projection)
         name = f"{','.join(map(str, sites))} {kind} {f'ridge {ridge:g} ' if kind == 'contrast' else ''}rank {rank}"
         found.append(Candidate("subspace", name, subspace_fit(bench, sites, subspace)))
-    for selection, count, clamp in (
-        ("sparsity", 8, 0.1), ("sparsity", 8, 0.2), ("sparsity", 8, 0.3), ("sparsity", 16, 0.2), ("ratio", 8, 0.2),
+    for share, selection, count, clamp in (
+        (0.01, "sparsity", 16, 0.3), (0.02, "sparsity", 8, 0.3), (0.02, "sparsity", 16, 0.2),
+        (0.02, "sparsity", 16, 0.3), (0.02, "ratio", 16, 0.3),
     ):
-        clamping = {"selection": selection, "count": count, "clamp": clamp, "held_out_share": 0.0}
+        clamping = {
+            "retain_texts": share, "selection": selection, "count": count, "clamp": clamp, "held_out_share": 0.0,
+        }
         fit = sae_fit(bench, autoencoder, ClampConfig.model_validate(clamping))
-        found.append(Candidate("sae", f"{SITES[0]} {selection} {count} features clamp {clamp:g}", fit))
+        name = f"{SITES[0]} {share:g} of the retain texts, {selection}, {count} features, clamp {clamp:g}"
+        found.append(Candidate("sae", name, fit))
     for scale in (10.0, 30.0):
         fit = cast_fit(bench, CastConfig(scale=scale, held_out_share=0.0))
         found.append(Candidate("cast", f"scale {scale:g}", fit))

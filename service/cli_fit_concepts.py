@@ -70,12 +70,15 @@ def fit_sae(
     selection: Annotated[
         Literal["sparsity", "ratio"], typer.Option(help="Features that are rare on retain texts, or DSG's ratio.")
     ] = "sparsity",
-    count: Annotated[int, typer.Option(min=1, max=32, help="Most features chosen.")] = 8,
+    retain_texts: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Most retain texts one feature may fire in, as a share; 1: any.")
+    ] = 0.02,
+    count: Annotated[int, typer.Option(min=1, max=32, help="Most features chosen.")] = 16,
     ratio_percentile: Annotated[float, typer.Option(min=0.0, max=100.0, help="`ratio`: percentile kept.")] = 95.0,
     retain_sparsity: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="`sparsity`: largest share of retain tokens.")
     ] = 0.01,
-    clamp: Annotated[float, typer.Option(min=0.0, help="Push in residual norms; 0 switches features off.")] = 0.2,
+    clamp: Annotated[float, typer.Option(min=0.0, help="Push in residual norms; 0 switches features off.")] = 0.3,
     gate: Annotated[
         Literal["own", "any"], typer.Option(help="A feature that fires is set, or all where one fires.")
     ] = "own",
@@ -91,7 +94,7 @@ def fit_sae(
         seed=seed,
     )
     config = settings(
-        ClampConfig, selection=selection, count=count, ratio_percentile=ratio_percentile,
+        ClampConfig, selection=selection, retain_texts=retain_texts, count=count, ratio_percentile=ratio_percentile,
         retain_sparsity=retain_sparsity, clamp=clamp, gate=gate, max_length=max_length,
         held_out_share=held_out_share, seed=seed,
     )

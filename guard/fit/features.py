@@ -1,14 +1,20 @@
-"""Which features of a sparse autoencoder stand for a concept: statistics on forget and retain texts, two selections.
+"""Which features of a sparse autoencoder stand for a concept: thresholds, statistics on forget and retain texts, two
+selections.
 
   sparsity   arXiv 2410.19278: features that fire on at most a share of retain tokens, most frequent on forget tokens
   ratio      DSG, arXiv 2504.08192: s = (mean activation)^2; features whose s_F / s_R lies above a percentile, largest
              s_F first
+
+Both count tokens, but one token is enough to derail an answer, and a feature on 1 % of the retain tokens can be in many
+texts. `raise_thresholds` therefore looks at texts: a feature of the concept fires more strongly there than
+elsewhere. A threshold above the autoencoder's is conditional clamping (arXiv 2503.11127); that it is a percentile over
+retain texts is as in DSG, which takes it of the share of tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +35,21 @@ class FeatureStatistics:
     retain_frequency: Tensor
     forget_mean: Tensor
     retain_mean: Tensor
+
+
+def raise_thresholds(autoencoder: Autoencoder, retain: Tensor, lengths: Sequence[int], share: float) -> Autoencoder:
+    """The autoencoder with thresholds, none lower than before, such that each feature fires in at most `share` of the
+    texts. `retain` [M, d]: their activations, text after text; `lengths`: rows of each text, M together."""
+    allowed = int(share * len(lengths))
+    if allowed >= len(lengths):
+        return autoencoder
+    peaks = torch.stack([
+        (text.float() @ autoencoder.encoder.T + autoencoder.encoder_bias).amax(dim=0)
+        for text in retain.split(list(lengths))
+    ])
+    # what fires must exceed the threshold, so the text whose peak it is stays silent
+    level = torch.topk(peaks, allowed + 1, dim=0).values[-1]
+    return replace(autoencoder, threshold=torch.maximum(autoencoder.threshold, level))
 
 
 def feature_statistics(autoencoder: Autoencoder, forget: Tensor, retain: Tensor) -> FeatureStatistics:
@@ -62,6 +83,14 @@ def firing_share(autoencoder: Autoencoder, chosen: Iterable[int], tokens: Tensor
     index = torch.tensor(list(chosen), dtype=torch.int64)
     before = tokens.float() @ autoencoder.encoder[index].T + autoencoder.encoder_bias[index]
     return float((before > autoencoder.threshold[index]).any(dim=-1).double().mean())
+
+
+def firing_texts(
+    autoencoder: Autoencoder, chosen: Iterable[int], tokens: Tensor, lengths: Sequence[int]
+) -> float:
+    """Share of the texts with a token where at least one of the chosen features fires; `lengths` as above."""
+    shares = [firing_share(autoencoder, chosen, text) for text in tokens.split(list(lengths))] if lengths else []
+    return sum(share > 0.0 for share in shares) / max(1, len(shares))
 
 
 def _moments(autoencoder: Autoencoder, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,8 @@ from guard.fit.features import (
     FeatureStatistics,
     feature_statistics,
     firing_share,
+    firing_texts,
+    raise_thresholds,
     select_by_ratio,
     select_by_sparsity,
 )
@@ -44,15 +46,18 @@ _PARTS = ("encoder", "encoder_bias", "threshold", "decoder", "decoder_bias")
 
 
 class ClampConfig(BaseModel):
-    """How features are chosen and what becomes of them. `clamp`: in residual norms; 0 switches features off."""
+    """How features are chosen and what becomes of them. `retain_texts`: largest share of the retain texts in which one
+    feature may fire, its threshold is raised until that holds; 1 keeps the autoencoder's thresholds. `clamp`: in
+    residual norms; 0 switches features off."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     selection: Literal["ratio", "sparsity"] = "sparsity"
-    count: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
+    retain_texts: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
+    count: Annotated[int, Field(ge=1, le=MAX_RANK)] = 16
     ratio_percentile: Annotated[float, Field(ge=0.0, le=100.0)] = 95.0
     retain_sparsity: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    clamp: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.2
+    clamp: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.3
     gate: Literal["own", "any"] = "own"
     max_length: Annotated[int, Field(ge=1)] = MAX_LENGTH
     held_out_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
@@ -115,7 +120,9 @@ def fit_clamp(
     autoencoder: Autoencoder, states: ConceptStates, texts: ConceptTexts, site: Site, config: ClampConfig, *, out: Path,
     fingerprint: str, digest: str, licence: str = "unknown", training: TrainingReport | None = None,
 ) -> Pack:
-    """Choose features and write report and pack. Raises GuardError, also when no feature stands for the concept."""
+    """Set thresholds, choose features, write report and pack. Raises GuardError, also when no feature stands for the
+    concept."""
+    autoencoder = raise_thresholds(autoencoder, states.retain, states.retain_lengths, config.retain_texts)
     chosen = choose_features(autoencoder, states, config)
     statistics = chosen.statistics
     features = [
@@ -130,13 +137,14 @@ def fit_clamp(
         "tokens_edited": {
             name: round(firing_share(autoencoder, chosen.indices, part), 6) for name, part in states.parts.items()
         },
+        "texts_edited": _texts_edited(autoencoder, chosen, states),
         "settings": config.model_dump(mode="json"), "training": asdict(training) if training else None,
         "texts": texts.counts, "model_fingerprint": fingerprint,
     }
     out.mkdir(parents=True, exist_ok=True)
     write_report(out / "report.json", report)
     _draw(out / "report.png", report)
-    brief = {key: report[key] for key in ("features", "tokens_edited", "settings", "texts")}
+    brief = {key: report[key] for key in ("features", "tokens_edited", "texts_edited", "settings", "texts")}
     return save_sae(
         out / "sae", {site: autoencoder.features(chosen.indices)}, SaeConfig(value=chosen.value, gate=config.gate),
         model_fingerprint=fingerprint, fit_data_digest=digest, licence=licence, fit_report=brief,
@@ -185,6 +193,17 @@ def run_fit_sae(
         loaded.model, loaded.tokenizer, rows, place, training or TrainingConfig(), config or ClampConfig(),
         out=out, fingerprint=loaded.fingerprint, autoencoder=autoencoder, licence=licence, show_progress=show_progress,
     )
+
+
+def _texts_edited(autoencoder: Autoencoder, chosen: ChosenFeatures, states: ConceptStates) -> dict[str, float]:
+    lengths = {
+        "forget": states.forget_lengths, "retain": states.retain_lengths,
+        "held_out_forget": states.held_out_forget_lengths, "held_out_retain": states.held_out_retain_lengths,
+    }
+    return {
+        name: round(firing_texts(autoencoder, chosen.indices, part, lengths[name]), 6)
+        for name, part in states.parts.items()
+    }
 
 
 def _draw(path: Path, report: dict[str, Any]) -> None:

@@ -14,7 +14,14 @@ from guard.errors import ConfigurationError
 from guard.fit import autoencoder as training_module
 from guard.fit.autoencoder import Autoencoder, TrainingConfig, batch_top_k, train
 from guard.fit.checkpoint import Checkpoint
-from guard.fit.features import feature_statistics, firing_share, select_by_ratio, select_by_sparsity
+from guard.fit.features import (
+    feature_statistics,
+    firing_share,
+    firing_texts,
+    raise_thresholds,
+    select_by_ratio,
+    select_by_sparsity,
+)
 from guard.fit.sae import ClampConfig, fit_sae, load_autoencoder
 from guard.interventions.edits import edit_rows
 from guard.interventions.sae import SaeConfig, clamp_row
@@ -143,6 +150,37 @@ def test_both_selections_find_the_planted_features() -> None:
     assert select_by_sparsity(silent, 8) == select_by_ratio(silent, 8) == []
 
 
+def _first_coordinates() -> Autoencoder:
+    """Feature i is coordinate i of two, with the threshold 0.5."""
+    eye = torch.eye(2)
+    return Autoencoder(eye, torch.zeros(2), torch.full((2,), 0.5), eye, torch.zeros(2))
+
+
+def test_raised_thresholds_silence_a_feature_in_all_but_the_allowed_share_of_retain_texts() -> None:
+    generator = _generator(5)
+    lengths = [3, 1, 4, 2, 5, 3, 2, 4, 1, 5]
+    # the second feature never reaches its threshold
+    retain = torch.rand(sum(lengths), 2, generator=generator) * torch.tensor([5.0, 0.4]) + torch.tensor([0.6, 0.0])
+    plain = _first_coordinates()
+    assert firing_texts(plain, [0, 1], retain, lengths) == 1.0
+    for share, firing in ((0.0, 0.0), (0.19, 0.1), (0.2, 0.2), (0.9, 0.9), (1.0, 1.0)):
+        raised = raise_thresholds(plain, retain, lengths, share)
+        assert firing_texts(raised, [0, 1], retain, lengths) == pytest.approx(firing)
+        assert float(raised.threshold[1]) == 0.5
+        assert bool((raised.threshold >= plain.threshold).all())
+    # only the thresholds differ, and what is stronger than all retain tokens still fires
+    silent = raise_thresholds(plain, retain, lengths, 0.0)
+    assert firing_share(silent, [0, 1], torch.tensor([[6.0, 0.0], [0.7, 0.0]])) == 0.5
+    assert torch.equal(silent.encoder, plain.encoder)
+
+
+def test_texts_are_counted_once_however_many_tokens_fire() -> None:
+    tokens = torch.tensor([[9.0, 9.0], [9.0, 0.0], [0.0, 0.0], [0.0, 9.0], [0.0, 0.0]])
+    assert firing_texts(_first_coordinates(), [0], tokens, [2, 1, 2]) == pytest.approx(1 / 3)
+    assert firing_texts(_first_coordinates(), [0, 1], tokens, [2, 1, 2]) == pytest.approx(2 / 3)
+    assert firing_texts(_first_coordinates(), [0], tokens[:0], []) == 0.0
+
+
 def test_fit_writes_a_pack_an_autoencoder_and_a_report_and_reuses_the_autoencoder(tmp_path: Path) -> None:
     model: Any = tiny_llama()
     tokenizer: Any = tiny_tokenizer()
@@ -160,6 +198,17 @@ def test_fit_writes_a_pack_an_autoencoder_and_a_report_and_reuses_the_autoencode
     assert row.offset is not None and float(row.offset[0]) == pytest.approx(report["value"], rel=1e-5)
     assert report["value"] < 0.0
     assert report["tokens_edited"]["forget"] > report["tokens_edited"]["retain"]
+    assert report["texts_edited"]["forget"] > report["texts_edited"]["retain"]
+    assert set(report["texts_edited"]) == {"forget", "retain", "held_out_forget", "held_out_retain"}
+    kept = config.model_copy(update={"retain_texts": 1.0})
+    plain = edit_rows(fit_sae(
+        model, tokenizer, rows, site, training, kept, out=tmp_path / "plain",
+        autoencoder=tmp_path / "one" / "autoencoder.safetensors", **options,
+    ))[site]
+    # every feature of this autoencoder has one threshold
+    assert row.threshold is not None and plain.threshold is not None
+    assert len(plain.threshold.unique()) == 1 < len(row.threshold.unique())
+    assert float(row.threshold.min()) >= float(plain.threshold[0])
     assert (tmp_path / "one" / "report.png").read_bytes()[:4] == b"\x89PNG"
     second = fit_sae(
         model, tokenizer, rows, site, training, config, out=tmp_path / "two",
