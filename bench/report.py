@@ -24,7 +24,15 @@ SECTIONS = {
     "detector": ("Detector rates and latency", "python bench/detector.py"),
     "constraint": ("Constraint: mask and state per step, build time", "python bench/constraint.py"),
     "throughput": ("Throughput against bare vLLM in the same run", "python bench/throughput.py"),
-    "tenants": ("Many distinct edits in one batch of 256, against stock vLLM", "python bench/tenants.py"),
+    "tenants": ("Many distinct edits in one batch of 256 against stock vLLM, in torch", "python bench/tenants.py"),
+    "tenants_native_first": (
+        "Many distinct edits, native code, first run (before rows were fetched ahead; a quieter machine)",
+        "python bench/tenants.py --models half_billion --repeats 2 --tenants 1 256 --sites '4 sites' 'all sites'",
+    ),
+    "tenants_native": (
+        "Many distinct edits, native code (the speed of the machine changed by a factor of two while it ran)",
+        "python bench/tenants.py --models half_billion --repeats 2 --max-tokens 8 --sites '4 sites' 'all sites'",
+    ),
     "edit_cpu": ("One edit at one site on a CPU", "python bench/edit_cpu.py"),
     "lineas": ("LinEAS, Linear-AcT and difference of means at equal loss", "python bench/lineas.py"),
     "concepts": ("Taking one author out: subspace, SAE clamp, conditional steering", "python bench/concepts.py"),
@@ -40,7 +48,7 @@ PRINTED = {
     "concepts": ("table", "never_learned_recall", "questions", "authors"),
     "concepts_sae": ("table", "never_learned_recall", "allowed_loss_in_development", "questions", "authors"),
 }
-FIGURES = {"tenants": "tenants.png", "lineas": "lineas.png"}
+FIGURES = {"tenants": "tenants.png", "tenants_native": "tenants_native.png", "lineas": "lineas.png"}
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:

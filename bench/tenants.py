@@ -5,8 +5,12 @@
 One batch of 256 requests in which K tenants (0, 1, 8, 32, 64, 128, 256) each have an edit of their own: a clamp of 16
 features at 1 site, 4 sites or all sites. The strength is zero, so that the guarded engine writes the same tokens for
 every K (checked; whether stock vLLM in bfloat16 writes them too is reported).
-The engines are asked in turn, so that drift of the machine falls on all; figures are medians of the
-ratios to the stock run next to them. Models: the bundled one, and a 0.5B-parameter Llama shape with dummy weights.
+The engines are asked in turn, so that drift of the machine falls on all; figures are medians of the ratios to the stock
+run next to them. On a machine whose speed changes from second to second these need many repeats; `quiet_tpot_ratio`
+therefore compares steps that were disturbed little: the lower quartile of the times between two tokens of a run, to
+that of the stock run next to it, median over the repeats.
+Models: the bundled one, and a 0.5B-parameter Llama shape with dummy weights. A model that is measured alone
+(`--models`) replaces its part of the output file and leaves the other's.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -80,10 +84,9 @@ class Engine:
 
 def measure(
     model: Path, dummy: bool, batch: int, max_tokens: int, repeats: int, tenant_counts: Sequence[int],
-    site_sets: Sequence[str],
-) -> dict[str, Any]:
-    """The chosen site sets and tenant counts on one model."""
-    results: dict[str, Any] = {}
+    site_sets: Sequence[str], results: dict[str, Any], keep: Callable[[], None],
+) -> None:
+    """The chosen site sets and tenant counts on one model, into `results`; `keep` is called after each site set."""
     unedited = ""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -97,25 +100,32 @@ def measure(
                         bare, guarded, tenants, max_tokens, repeats, unedited
                     )
                     print(name, tenants, results[f"{name}/{tenants}"], flush=True)
-    return results
+            keep()
 
 
 def compare(
     bare: Engine, guarded: Engine, tenants: int, max_tokens: int, repeats: int, unedited: str
 ) -> dict[str, Any]:
     """Ratios of one case, stock and guarded in turn."""
-    speed, latency, pairs = [], [], []
+    speed, latency, quiet, pairs = [], [], [], []
     for _ in range(repeats):
         stock, ours = bare.ask(0, max_tokens), guarded.ask(tenants, max_tokens)
         if ours["digest"] != unedited:
             raise SystemExit(f"{tenants} tenants: an edit of strength 0 changed the tokens")
         speed.append(ours["tokens_per_s"] / stock["tokens_per_s"])
         latency.append(ours["tpot_s"] / stock["tpot_s"])
+        quiet.append(lower_quartile(ours["steps_s"]) / lower_quartile(stock["steps_s"]))
         pairs.append((round(stock["tokens_per_s"], 1), round(ours["tokens_per_s"], 1)))
     return {
         "tokens_per_s_ratio": round(median(speed), 4), "tpot_ratio": round(median(latency), 4), "pairs": pairs,
+        "quiet_tpot_ratio": round(median(quiet), 4),
         "edited_tokens": ours["edited_tokens"], "same_tokens_as_stock": stock["digest"] == unedited,
     }
+
+
+def lower_quartile(values: Sequence[float]) -> float:
+    """The value that a quarter of the others lie below."""
+    return sorted(values)[len(values) // 4]
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -131,12 +141,14 @@ def draw(report: dict[str, Any], path: Path) -> None:
         for name in SITES:
             counts = [tenants for tenants in TENANTS if f"{name}/{tenants}" in results]
             values = [results[f"{name}/{tenants}"]["tokens_per_s_ratio"] for tenants in counts]
-            panel.plot([max(tenants, 0.5) for tenants in counts], values, marker="o", label=name)
-        panel.set(xscale="log", xlabel="distinct tenants in a batch of 256", title=model, ylim=(0, 1.1))
+            (line,) = panel.plot([max(tenants, 0.5) for tenants in counts], values, marker="o", label=name)
+            undisturbed = [1.0 / results[f"{name}/{tenants}"]["quiet_tpot_ratio"] for tenants in counts]
+            panel.plot([max(tenants, 0.5) for tenants in counts], undisturbed, linestyle="--", color=line.get_color())
+        panel.set(xscale="log", xlabel="distinct tenants in a batch of 256", title=model, ylim=(0, 1.3))
         panel.set_xticks([max(tenants, 0.5) for tenants in TENANTS], [str(tenants) for tenants in TENANTS])
         panel.minorticks_off()
         panel.axhline(1.0, color="grey", linewidth=0.5)
-    panels[0][0].set_ylabel("output tokens/s, ratio to stock vLLM")
+    panels[0][0].set_ylabel("output tokens/s, ratio to stock vLLM\n(dashed: of undisturbed steps)")
     panels[0][0].legend(loc="lower left")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,20 +165,29 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=("bundled", "half_billion"), default=["bundled", "half_billion"])
     parser.add_argument("--tenants", nargs="+", type=int, choices=TENANTS, default=list(TENANTS))
     parser.add_argument("--sites", nargs="+", choices=list(SITES), default=list(SITES))
-    parser.add_argument("--max-tokens", type=int, default=48, help="output tokens of a request")
+    parser.add_argument("--max-tokens", type=int, default=24, help="output tokens of a request")
     chosen = parser.parse_args()
-    report: dict[str, Any] = {"batch": chosen.batch, "rank": 16, "repeats": chosen.repeats, "models": {}}
-    report["output_tokens"] = chosen.max_tokens
-    report["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, CPU build"
+    report: dict[str, Any] = {"models": {}, "runs": {}}
+    if chosen.out.exists():
+        report = json.loads(chosen.out.read_text(encoding="utf-8"))
+    report |= {
+        "batch": chosen.batch, "rank": 16, "machine": f"{platform.machine()}, {os.cpu_count()} cores, CPU build",
+        "bars": {f"{sites}/{tenants}": bar for (sites, tenants), bar in BARS.items()},
+    }
+
+    def keep() -> None:
+        chosen.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen.models:
             dummy = name == "half_billion"
             model = half_billion_shape(Path(folder)) if dummy else DEMO / "model"
-            report["models"][name] = measure(
-                model, dummy, chosen.batch, chosen.max_tokens, chosen.repeats, chosen.tenants, chosen.sites
+            report["models"][name] = {}
+            report["runs"][name] = {"repeats": chosen.repeats, "output_tokens": chosen.max_tokens}
+            measure(
+                model, dummy, chosen.batch, chosen.max_tokens, chosen.repeats, chosen.tenants, chosen.sites,
+                report["models"][name], keep,
             )
-            report["bars"] = {f"{sites}/{tenants}": bar for (sites, tenants), bar in BARS.items()}
-            chosen.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if chosen.figure:
         draw(report, chosen.figure)
 

@@ -4,7 +4,7 @@
 
 SITES is `bare` (stock vLLM) or what `--guard-sites` takes. A command {"tenants": K, "max_tokens": N} runs one batch in
 which request i carries the pack of tenant i mod K at strength 0 (K = 0: no pack); the answer holds output tokens per
-second, the median time per output token and a digest of the tokens.
+second, the median time per output token, the times between the tokens of one request and a digest of the tokens.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ async def run(
 ) -> dict[str, Any]:
     """One batch."""
     per_token: list[float] = []
+    steps: list[float] = []
     texts: dict[int, list[int]] = {}
 
     async def ask(index: int) -> None:
@@ -97,14 +98,15 @@ async def run(
             max_tokens=max_tokens, temperature=0.0, ignore_eos=True, extra_args=extra, detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
-        first = last = 0.0
+        arrived: list[float] = []
         async for output in client.generate(
             {"prompt_token_ids": ids, "cache_salt": salt}, params, request_id=f"{index}-{time.time()}"
         ):
-            last = time.perf_counter()
-            first = first or last
+            arrived.append(time.perf_counter())
             texts.setdefault(index, []).extend(output.outputs[0].token_ids)
-        per_token.append((last - first) / max(1, max_tokens - 1))
+        per_token.append((arrived[-1] - arrived[0]) / max(1, max_tokens - 1))
+        if index == 0:
+            steps.extend(later - earlier for earlier, later in zip(arrived, arrived[1:], strict=False))
 
     # all requests in one step from the start
     await client.pause_generation(mode="keep", clear_cache=False)
@@ -115,7 +117,9 @@ async def run(
     await asyncio.gather(*tasks)
     elapsed = time.perf_counter() - started
     digest = hashlib.sha256(json.dumps([texts[index] for index in range(batch)]).encode()).hexdigest()
-    return {"tokens_per_s": batch * max_tokens / elapsed, "tpot_s": median(per_token), "digest": digest}
+    return {
+        "tokens_per_s": batch * max_tokens / elapsed, "tpot_s": median(per_token), "steps_s": steps, "digest": digest,
+    }
 
 
 async def main() -> None:
