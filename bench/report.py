@@ -31,7 +31,8 @@ SECTIONS = {
     ),
     "tenants_native": (
         "Many distinct edits, native code (the speed of the machine changed by a factor of two while it ran)",
-        "python bench/tenants.py --models half_billion --repeats 2 --max-tokens 8 --sites '4 sites' 'all sites'",
+        "python bench/tenants.py --models half_billion --repeats 2 --max-tokens 8 --sites '4 sites' 'all sites'` and "
+        "`python bench/tenants.py --models bundled --repeats 2 --sites 'all sites'",
     ),
     "edit_cpu": ("One edit at one site on a CPU", "python bench/edit_cpu.py"),
     "lineas": ("LinEAS, Linear-AcT and difference of means at equal loss", "python bench/lineas.py"),
