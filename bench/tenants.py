@@ -87,7 +87,6 @@ def measure(
     site_sets: Sequence[str], results: dict[str, Any], keep: Callable[[], None],
 ) -> None:
     """The chosen site sets and tenant counts on one model, into `results`; `keep` is called after each site set."""
-    unedited = ""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bare = stack.enter_context(Engine(model, "bare", batch, dummy, folder / "bare.log"))
@@ -169,7 +168,10 @@ def main() -> None:
     chosen = parser.parse_args()
     report: dict[str, Any] = {"models": {}, "runs": {}}
     if chosen.out.exists():
-        report = json.loads(chosen.out.read_text(encoding="utf-8"))
+        earlier = json.loads(chosen.out.read_text(encoding="utf-8"))
+        # a model without a run was measured by an earlier form of this script
+        for part in report:
+            report[part] = {name: value for name, value in earlier.get(part, {}).items() if name in earlier.get("runs", {})}
     report |= {
         "batch": chosen.batch, "rank": 16, "machine": f"{platform.machine()}, {os.cpu_count()} cores, CPU build",
         "bars": {f"{sites}/{tenants}": bar for (sites, tenants), bar in BARS.items()},

@@ -16,6 +16,7 @@ import random
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -106,7 +107,7 @@ async def run(
             texts.setdefault(index, []).extend(output.outputs[0].token_ids)
         per_token.append((arrived[-1] - arrived[0]) / max(1, max_tokens - 1))
         if index == 0:
-            steps.extend(later - earlier for earlier, later in zip(arrived, arrived[1:], strict=False))
+            steps.extend(later - earlier for earlier, later in pairwise(arrived))
 
     # all requests in one step from the start
     await client.pause_generation(mode="keep", clear_cache=False)

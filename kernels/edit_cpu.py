@@ -76,9 +76,10 @@ def launch_edit(
     hidden: Tensor, residual: Tensor | None, site: Tensor, token_lane: Tensor, token_strength: Tensor, bank: EditBank,
 ) -> None:
     """Edit in place; arguments as in `guard.kernels.edit.edit`, already checked. Raises RuntimeError unless `works`."""
-    built = library()
+    built = library() if works(hidden, residual) else None
     if built is None:
-        raise RuntimeError("the native edits are not built on this machine")
+        # other dtypes would be read as if they were float32
+        raise RuntimeError("the native edits are not built on this machine, or not for these dtypes")
     tokens = hidden.shape[0]
     arguments = _Arguments(
         hidden.data_ptr(), 0 if residual is None else residual.data_ptr(), hidden.stride(0),

@@ -114,6 +114,9 @@ def test_native_code_builds_where_there_is_a_compiler() -> None:
     assert edit_cpu.works(step, None)
     assert not edit_cpu.works(step.half(), None)
     assert not edit_cpu.works(step, step.bfloat16())
+    lanes = torch.zeros(4, 1, dtype=torch.int32), torch.zeros(4, 1)
+    with pytest.raises(RuntimeError, match="dtypes"):
+        edit(step.half(), None, torch.zeros(1, dtype=torch.int32), *lanes, EditBank.empty(1, 2, 8, 1), backend="native")
 
 
 def test_without_a_compiler_torch_does_the_edits(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
