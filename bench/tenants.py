@@ -170,8 +170,9 @@ def main() -> None:
     if chosen.out.exists():
         earlier = json.loads(chosen.out.read_text(encoding="utf-8"))
         # a model without a run was measured by an earlier form of this script
+        runs = earlier.get("runs", {})
         for part in report:
-            report[part] = {name: value for name, value in earlier.get(part, {}).items() if name in earlier.get("runs", {})}
+            report[part] = {name: value for name, value in earlier.get(part, {}).items() if name in runs}
     report |= {
         "batch": chosen.batch, "rank": 16, "machine": f"{platform.machine()}, {os.cpu_count()} cores, CPU build",
         "bars": {f"{sites}/{tenants}": bar for (sites, tenants), bar in BARS.items()},

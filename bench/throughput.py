@@ -104,7 +104,7 @@ async def load(url: str, key: str, model: str, questions: list[str], max_tokens:
 
 def tenant_keys(home: Path) -> dict[str, str]:
     """Publish the demo's tenants into `home` and create one key each."""
-    guard = [sys.executable, "-m", "guard.service.cli"]
+    guard = [sys.executable, "-m", "guard.service.cli.main"]
     environment = os.environ | {"GUARD_HOME": str(home)}
     subprocess.run([*guard, "apply", str(DEMO / "tenants.yaml")], check=True, env=environment, capture_output=True)
     keys = {}
@@ -135,7 +135,7 @@ def measure(model: Path, flags: list[str], repeats: int, concurrency: int, max_t
         bare = stack.enter_context(
             running([*bare_command, "--port", str(ports[0])], ports[0], "/health", Path(folder) / "bare.log")
         )
-        guard_command = [sys.executable, "-m", "guard.service.cli", "serve", str(model), *common]
+        guard_command = [sys.executable, "-m", "guard.service.cli.main", "serve", str(model), *common]
         guarded = stack.enter_context(
             running([*guard_command, "--port", str(ports[1])], ports[1], "/readyz", Path(folder) / "guard.log")
         )

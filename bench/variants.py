@@ -34,7 +34,7 @@ def main() -> None:
     tenants = yaml.safe_load(TENANTS.read_text(encoding="utf-8"))["tenants"]
     targets = next(tenant for tenant in tenants if tenant["name"] == "acme")["targets"]
     variants = [{"name": name, "policy": policy, "targets": targets} for name, policy in VARIANTS.items()]
-    guard = [sys.executable, "-m", "guard.service.cli"]
+    guard = [sys.executable, "-m", "guard.service.cli.main"]
     home = ["--home", str(arguments.home)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "variants.yaml"

@@ -137,7 +137,7 @@ def metrics_table() -> str:
 
 def cli_commands() -> Iterator[tuple[str, Any]]:
     """Every command of `guard` with its full name, groups included."""
-    from guard.service.cli import app  # builds the whole command tree
+    from guard.service.cli.main import app  # builds the whole command tree
 
     def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
         yield name, command

@@ -24,7 +24,7 @@ import structlog
 
 from guard.errors import GuardError, ResidencyError
 from guard.metrics import Metrics
-from guard.service.pack_files import pack_path
+from guard.service.store.pack_files import pack_path
 
 KIND = "edit"
 FIRST_POLL_S, LONGEST_POLL_S = 0.002, 0.1

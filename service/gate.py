@@ -22,8 +22,8 @@ from guard.metrics import Metrics
 from guard.plan import Constraint, Plan
 from guard.planner import Decision, FittedStrength, constraint_of, decide, text_start
 from guard.policy import Tenant
+from guard.service.door.errors import content_filter_refusal, unavailable
 from guard.service.edit_residency import EditResidency
-from guard.service.errors import content_filter_refusal, unavailable
 from guard.service.residency import Residency, TenantConstraint
 from guard.verdict import NOTHING, UNKNOWN, DecodedPrompt, Verdict
 

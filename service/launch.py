@@ -22,11 +22,11 @@ from guard import ticket
 from guard.classifiers.answers import compares_answers
 from guard.errors import ConfigurationError, StoreError
 from guard.policy import Snapshot
-from guard.service.engine_record import EngineRecord
-from guard.service.keys import load_pepper
 from guard.service.settings import NO_ENCODER, Settings, load_settings
 from guard.service.snapshot import SnapshotWatcher
-from guard.service.store import Store
+from guard.service.store.engine_record import EngineRecord
+from guard.service.store.keys import load_pepper
+from guard.service.store.store import Store
 
 DEMO = "demo"
 log = structlog.get_logger("guard.launch")

@@ -18,17 +18,17 @@ from guard.engine.constraints import SLOTS
 from guard.errors import ConfigurationError, GuardError
 from guard.metrics import Metrics
 from guard.policy import Snapshot, Tenant
-from guard.service.auth import GuardMiddleware, Limits
+from guard.service.door.auth import GuardMiddleware, Limits
+from guard.service.door.rules import RuleContext, special_texts
 from guard.service.edit_residency import EditResidency
-from guard.service.engine_record import EngineRecord, engine_record
 from guard.service.gate import GatePipeline
-from guard.service.keys import find_tenant
 from guard.service.loading import load_detector, load_fitted, run_self_test
 from guard.service.readiness import SILENCE_LIMIT_S, Readiness
 from guard.service.residency import Residency
-from guard.service.rules import RuleContext, special_texts
 from guard.service.settings import Settings
 from guard.service.snapshot import SnapshotWatcher
+from guard.service.store.engine_record import EngineRecord, engine_record
+from guard.service.store.keys import find_tenant
 
 CALL_TIMEOUT_S = 60.0
 

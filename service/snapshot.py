@@ -15,7 +15,7 @@ import structlog
 
 from guard.errors import StoreError
 from guard.policy import Snapshot
-from guard.service.store import Store
+from guard.service.store.store import Store
 
 log = structlog.get_logger(__name__)
 

@@ -19,7 +19,7 @@ import pytest
 
 START_S = 300.0
 ROOT = Path(__file__).resolve().parents[1]
-COMMAND = "from guard.service.cli import main; main()"
+COMMAND = "from guard.service.cli.main import main; main()"
 
 
 @dataclass(frozen=True)

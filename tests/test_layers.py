@@ -19,9 +19,14 @@ FLOORS = {
     "guard.packs": 2,
     "guard.interventions": 2,
     "guard.engine": 3,
-    "guard.service": 4,
+    # rooms of the service: none knows the running server, which the command line starts
+    "guard.service.door": 4,
+    "guard.service.store": 4,
+    "guard.service.files": 4,
     # the demonstration sets up tenants of the service; its corpus is data
-    "guard.demo": 4,
+    "guard.demo": 5,
+    "guard.service": 6,
+    "guard.service.cli": 7,
     "guard.demo.corpus": 1,
 }
 # what a folder may not import at all: the device code knows torch only, the words know no I/O framework
@@ -32,7 +37,10 @@ BANNED = {
     "guard.fit": {"vllm", "fastapi", "starlette", "sqlalchemy"},
     "guard.packs": {"vllm", "fastapi", "starlette", "sqlalchemy"},
     "guard.interventions": {"vllm", "fastapi", "starlette", "sqlalchemy"},
-    "guard.service": {"vllm"},
+    **dict.fromkeys(
+        ("guard.service", "guard.service.door", "guard.service.store", "guard.service.files", "guard.service.cli"),
+        {"vllm"},
+    ),
     "guard.demo": {"vllm"},
 }
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from guard.errors import ConfigurationError
-from guard.service.keys import find_tenant, load_pepper
-from guard.service.store import Store
-from guard.service.tenant_file import load_tenant_file
+from guard.service.files.tenant_file import load_tenant_file
+from guard.service.store.keys import find_tenant, load_pepper
+from guard.service.store.store import Store
 
 KEYS_FILE = "demo_keys.json"
 TENANTS = ("open", "acme", "harbor")

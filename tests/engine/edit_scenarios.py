@@ -161,7 +161,7 @@ async def more_tenants_than_slots(engine: Engine, residents: Residents) -> dict[
 
     from guard.metrics import Metrics
     from guard.service.edit_residency import EditResidency
-    from guard.service.pack_files import pack_path
+    from guard.service.store.pack_files import pack_path
 
     await residents.release(*residents.packs)
     made = [tenant_pack(residents.folder, residents.fingerprint, tenant) for tenant in range(TENANTS)]

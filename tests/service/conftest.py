@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from guard.service.auth import GuardMiddleware, Limits
-from guard.service.rules import RuleContext
-from tests.service.outermost_layer import Directory, Engine
+from guard.service.door.auth import GuardMiddleware, Limits
+from guard.service.door.rules import RuleContext
+from tests.service.door.outermost_layer import Directory, Engine
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from guard.kernels.edit import EditBank
 from guard.metrics import Metrics
 from guard.packs.bank import EditSlots
 from guard.service.edit_residency import EditResidency
-from guard.service.pack_files import copy_pack, pack_path
+from guard.service.store.pack_files import copy_pack, pack_path
 from guard.site import Site
 
 MODEL = "fp1:" + "a" * 64

@@ -14,10 +14,10 @@ import torch
 from typer.testing import CliRunner, Result
 
 from guard.interventions.steer import save_steer
-from guard.service.cli import app
-from guard.service.engine_record import EngineRecord
-from guard.service.keys import load_pepper
-from guard.service.store import Store
+from guard.service.cli.main import app
+from guard.service.store.engine_record import EngineRecord
+from guard.service.store.keys import load_pepper
+from guard.service.store.store import Store
 from guard.site import Site
 from tests.conftest import RunningServer
 

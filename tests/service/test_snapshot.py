@@ -12,7 +12,7 @@ import pytest
 from guard.errors import StoreError
 from guard.policy import Snapshot, Target, TenantFile, TenantSpec
 from guard.service.snapshot import SnapshotWatcher
-from guard.service.store import Store
+from guard.service.store.store import Store
 
 
 def publish(store: Store, *targets: str) -> None:

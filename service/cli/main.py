@@ -1,0 +1,201 @@
+"""The command line `guard`. Commands import what they need when they run, so that small ones start fast.
+
+Exit codes: 0 done, 1 a file or pack does not validate, 2 configuration or usage, one clear line on standard error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from guard import __version__
+from guard.errors import ConfigurationError, TenantFileError
+from guard.service.cli import fit_concepts, fit_recipes, fits, models, packs, stored_packs, tenants
+from guard.service.cli.options import (
+    DEFAULT_HOME,
+    DEFAULT_MAX_RANK,
+    DEFAULT_MAX_SLOTS,
+    DEFAULT_SITES,
+    INVALID,
+    AsJson,
+    DatabaseUrl,
+    GuardGroup,
+    Home,
+    MaxRank,
+    MaxSlots,
+    Sites,
+    console,
+    export,
+    fail,
+    open_store,
+)
+
+app = typer.Typer(
+    name="guard", cls=GuardGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Per-tenant unlearning for vLLM.",
+)
+app.add_typer(tenants.keys, name="key")
+app.add_typer(tenants.tenants, name="tenant")
+app.add_typer(packs.packs, name="pack")
+app.add_typer(fits.fits, name="fit")
+fits.fits.command("subspace")(fit_concepts.fit_subspace)
+fits.fits.command("sae")(fit_concepts.fit_sae)
+fits.fits.command("cast")(fit_concepts.fit_cast)
+fits.fits.command("recipes")(fit_recipes.fit_recipes)
+app.command("check")(models.check)
+for name, command in (
+    ("add", stored_packs.add_pack), ("list", stored_packs.list_packs), ("remove", stored_packs.remove_pack)
+):
+    packs.packs.command(name)(command)
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Tenant file (YAML).")]
+OWN_OPTIONS = ("--home", "--database-url", "--guard-sites", "--guard-max-slots", "--guard-max-rank")
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vllm-guard {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Per-tenant unlearning for vLLM."""
+
+
+@app.command(context_settings=PASS_THROUGH)
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Folder or Hugging Face id of a model, or `demo`; vLLM's flags follow.")],
+    home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "", sites: Sites = DEFAULT_SITES,
+    max_slots: MaxSlots = DEFAULT_MAX_SLOTS, max_rank: MaxRank = DEFAULT_MAX_RANK,
+) -> None:
+    """Serve MODEL with the guard. Every flag of `vllm serve` may follow MODEL and is passed through untouched."""
+    own, extra = split_own_options(context.args)
+    export(Path(own.get("--home", home)), own.get("--database-url", database_url))
+    os.environ["GUARD_SITES"] = own.get("--guard-sites", sites)
+    os.environ["GUARD_MAX_SLOTS"] = own.get("--guard-max-slots", str(max_slots))
+    os.environ["GUARD_MAX_RANK"] = own.get("--guard-max-rank", str(max_rank))
+    from guard.service import launch
+
+    raise typer.Exit(launch.serve(model, extra))
+
+
+def split_own_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Take the guard's own options out of the flags after MODEL; the rest is vLLM's, in its order.
+
+    Raises ConfigurationError when one of them has no value.
+    """
+    own: dict[str, str] = {}
+    extra: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name not in OWN_OPTIONS:
+            extra.append(argument)
+            continue
+        given = value if equals else next(rest, "")
+        if not given:
+            raise ConfigurationError(f"{name} needs a value")
+        own[name] = given
+    return own, extra
+
+
+@app.command()
+def demo(
+    questions: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUESTION]...", help="Questions instead of the built-in ones.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="Address of a running `guard serve demo`.")] = "http://127.0.0.1:8000",
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Ask a running demo server the same questions for its tenants, side by side."""
+    from guard.demo.show import show
+
+    show(url, home, questions or ())
+
+
+@app.command()
+def apply(
+    file: FileArgument, home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "", as_json: AsJson = False
+) -> None:
+    """Create or replace the tenants of FILE: all of them, or none when anything in it is wrong."""
+    from guard.service.files.tenant_file import examine, read_text, with_line
+    from guard.service.store.audit import command_line_actor
+
+    text = read_text(file)
+    parsed, problems = examine(text)
+    errors = [problem.error() for problem in problems]
+    if parsed is not None:
+        try:
+            changes = open_store(home, database_url, create=True).publish(parsed, actor=command_line_actor())
+        except TenantFileError as unresolved:
+            # what only the store knows: its packs, and what the running server can edit
+            errors.append(with_line(unresolved, text))
+    if errors:
+        for each in errors:
+            fail(str(each))
+        fail(f"{file.name} was not applied; the running policy is unchanged")
+        raise typer.Exit(INVALID)
+    rows = [
+        {"tenant": change.tenant, "index": change.index, "change": change.kind, "targets": change.targets,
+         "policy_version": change.policy_version}
+        for change in changes
+    ]
+    tenants.show_rows(rows, ("tenant", "index", "change", "targets", "policy_version"), as_json)
+
+
+@app.command()
+def validate(file: FileArgument) -> None:
+    """Check FILE without applying it; every problem is named by line and field."""
+    from guard.service.files.tenant_file import examine, read_text
+
+    parsed, problems = examine(read_text(file))
+    if parsed is None:
+        for problem in problems:
+            fail(str(problem.error()))
+        raise typer.Exit(INVALID)
+    targets = sum(len(tenant.targets) for tenant in parsed.tenants)
+    console().print(f"{file.name} is valid: {len(parsed.tenants)} tenants, {targets} targets", markup=False)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of tenant files, for editors and other programs."""
+    from guard.service.files.schema import schema_text
+
+    typer.echo(schema_text())
+
+
+@app.command()
+def selftest(
+    url: Annotated[str, typer.Option(help="Address of a running server.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Ask a running server for the result of its self-test and the state of its parts; 1 when it is not ready."""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=10.0, trust_env=False)
+        typer.echo(answer.text)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConfigurationError(f"no server answers at {url}: {type(error).__name__}") from error
+    if answer.status_code != httpx.codes.OK:
+        raise typer.Exit(INVALID)
+
+
+if __name__ == "__main__":
+    main()
