@@ -22,7 +22,7 @@ from guard import ticket
 from guard.classifiers.answers import compares_answers
 from guard.errors import ConfigurationError, StoreError
 from guard.policy import Snapshot
-from guard.service.settings import NO_ENCODER, Settings, load_settings
+from guard.service.settings import NO_ENCODER, Settings
 from guard.service.snapshot import SnapshotWatcher
 from guard.service.store.engine_record import EngineRecord
 from guard.service.store.keys import load_pepper
@@ -40,9 +40,8 @@ class ServedModel:
     served_name: str | None
 
 
-def serve(model: str, extra: Sequence[str] = ()) -> int:
+def serve(model: str, extra: Sequence[str], settings: Settings) -> int:
     """Serve `model` with vLLM's flags `extra`; 0 after a drained stop. Raises ConfigurationError."""
-    settings = load_settings()
     configure_logging(settings.log_level)
     served = resolve_model(model)
     # imported late: a wrong model name should not cost the import of vLLM

@@ -1,4 +1,4 @@
-"""Settings of the server, read from the environment: `GUARD_` and the field's name in capitals.
+"""Settings of the server: the command's options, then the environment (`GUARD_` and the field's name in capitals).
 
 Every field has a description; the configuration page is made from them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -62,6 +62,21 @@ class Settings(BaseModel):
         Field(ge=16, le=32, multiple_of=16,
               description="Largest rank of a resident edit pack (`--guard-max-rank`): 16 or 32."),
     ] = 16
+    max_lists: Annotated[
+        int,
+        Field(ge=1, le=65536, description="Forget-lists that can be resident in the engine at once; others wait for a "
+                                          "slot."),
+    ] = 1024
+    lists_memory_mb: Annotated[
+        int,
+        Field(ge=16, description="Memory in MiB that compiled forget-lists may take in each process; least recently "
+                                 "used ones leave first."),
+    ] = 1024
+    warm_tenants: Annotated[
+        int,
+        Field(ge=0, description="Tenants whose lists and detectors are made ready before the server says it is; the "
+                                "others are made ready by their first request."),
+    ] = 64
     detector_wait_s: Annotated[
         float,
         Field(ge=0.0, le=3600.0, description="Longest time that the start waits for the detectors of stored tenants."),
@@ -88,14 +103,17 @@ class Settings(BaseModel):
         return self.database_url or f"sqlite:///{self.home.resolve() / 'guard.db'}"
 
 
-def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
-    """Settings from the environment. Raises ConfigurationError that names the variable."""
+def load_settings(environment: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from `options` (by field name), then from the environment; empty values count as not given.
+
+    Raises ConfigurationError that names the variable.
+    """
     source = os.environ if environment is None else environment
-    values = {
-        name: source[PREFIX + name.upper()] for name in Settings.model_fields if source.get(PREFIX + name.upper())
-    }
+    variables = {name: source.get(PREFIX + name.upper()) for name in Settings.model_fields}
+    # in this order: an option that was given stands over its variable
+    both = [*variables.items(), *(options or {}).items()]
     try:
-        return Settings.model_validate(values)
+        return Settings.model_validate({name: value for name, value in both if value not in (None, "")})
     except ValidationError as error:
         first = error.errors()[0]
         variable = PREFIX + str(first["loc"][0]).upper()

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 a file or pack does not validate, 2 configuration or usage
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +16,6 @@ from guard.errors import ConfigurationError, TenantFileError
 from guard.service.cli import fit_concepts, fit_recipes, fits, models, packs, stored_packs, tenants
 from guard.service.cli.options import (
     DEFAULT_HOME,
-    DEFAULT_MAX_RANK,
-    DEFAULT_MAX_SLOTS,
-    DEFAULT_SITES,
     INVALID,
     AsJson,
     DatabaseUrl,
@@ -29,7 +25,6 @@ from guard.service.cli.options import (
     MaxSlots,
     Sites,
     console,
-    export,
     fail,
     open_store,
 )
@@ -53,7 +48,11 @@ for name, command in (
     packs.packs.command(name)(command)
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Tenant file (YAML).")]
-OWN_OPTIONS = ("--home", "--database-url", "--guard-sites", "--guard-max-slots", "--guard-max-rank")
+# options of `guard serve` and the settings that they stand for
+OWN_OPTIONS = {
+    "--home": "home", "--database-url": "database_url", "--guard-sites": "sites", "--guard-max-slots": "max_slots",
+    "--guard-max-rank": "max_rank",
+}
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -81,18 +80,19 @@ def root(
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder or Hugging Face id of a model, or `demo`; vLLM's flags follow.")],
-    home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "", sites: Sites = DEFAULT_SITES,
-    max_slots: MaxSlots = DEFAULT_MAX_SLOTS, max_rank: MaxRank = DEFAULT_MAX_RANK,
+    home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "", sites: Sites = None,
+    max_slots: MaxSlots = None, max_rank: MaxRank = None,
 ) -> None:
     """Serve MODEL with the guard. Every flag of `vllm serve` may follow MODEL and is passed through untouched."""
     own, extra = split_own_options(context.args)
-    export(Path(own.get("--home", home)), own.get("--database-url", database_url))
-    os.environ["GUARD_SITES"] = own.get("--guard-sites", sites)
-    os.environ["GUARD_MAX_SLOTS"] = own.get("--guard-max-slots", str(max_slots))
-    os.environ["GUARD_MAX_RANK"] = own.get("--guard-max-rank", str(max_rank))
+    # an option may stand before or after MODEL; the one behind it wins
+    before = {"home": home, "database_url": database_url, "sites": sites, "max_slots": max_slots, "max_rank": max_rank}
+    from guard.service.settings import load_settings
+
+    settings = load_settings(options={**before, **{OWN_OPTIONS[name]: value for name, value in own.items()}})
     from guard.service import launch
 
-    raise typer.Exit(launch.serve(model, extra))
+    raise typer.Exit(launch.serve(model, extra, settings))
 
 
 def split_own_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from guard.errors import DetectorError
 from guard.policy import Tenant
-from guard.service.cli.options import DEFAULT_HOME, AsJson, DatabaseUrl, Home, console, export, stored_tenant
+from guard.service.cli.options import DEFAULT_HOME, AsJson, DatabaseUrl, Home, console, stored_tenant
 
 if TYPE_CHECKING:
     from guard.verdict import Verdict
@@ -23,8 +24,7 @@ def check(
 ) -> None:
     """Ask the detector which targets of a tenant PROMPT touches. Needs no server; target names are shown."""
     found = stored_tenant(home, database_url, tenant)
-    export(home, database_url)
-    verdict = asyncio.run(_detect(found, prompt))
+    verdict = asyncio.run(_detect(found, prompt, home))
     if verdict.unknown:
         raise DetectorError(f"the detector gave no verdict; failure mode `{found.policy.failure_mode}` would decide")
     hits = [
@@ -42,14 +42,14 @@ def check(
         out.print(f"  target {hit['target']} {hit['name']}: score {hit['score']} ({hit['part']})", markup=False)
 
 
-async def _detect(tenant: Tenant, prompt: str) -> Verdict:
+async def _detect(tenant: Tenant, prompt: str, home: Path) -> Verdict:
     # not through the server's loading module, which loads the engine as well
     from guard.classifiers.detector import Detector
     from guard.classifiers.encoder import Encoder
     from guard.service.settings import load_settings
     from guard.verdict import DecodedPrompt
 
-    settings = load_settings()
+    settings = load_settings(options={"home": home})
     no_encoder = settings.encoder == "none"
     detector = Detector(None if no_encoder else Encoder(settings.encoder, cache_dir=settings.home / "encoder"))
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,17 +28,18 @@ DatabaseUrl = Annotated[
     ),
 ]
 Sites = Annotated[
-    str, typer.Option("--guard-sites", envvar="GUARD_SITES", help="Sites at which activation edits can apply.")
+    str | None, typer.Option("--guard-sites", envvar="GUARD_SITES", help="Sites at which activation edits can apply.")
 ]
 MaxSlots = Annotated[
-    int, typer.Option("--guard-max-slots", envvar="GUARD_MAX_SLOTS", help="Edit packs that can be resident at once.")
+    int | None,
+    typer.Option("--guard-max-slots", envvar="GUARD_MAX_SLOTS", help="Edit packs that can be resident at once."),
 ]
 MaxRank = Annotated[
-    int, typer.Option("--guard-max-rank", envvar="GUARD_MAX_RANK", help="Largest rank of an edit pack: 16 or 32.")
+    int | None,
+    typer.Option("--guard-max-rank", envvar="GUARD_MAX_RANK", help="Largest rank of an edit pack: 16 or 32."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DEFAULT_HOME = Path(".guard")
-DEFAULT_SITES, DEFAULT_MAX_SLOTS, DEFAULT_MAX_RANK = "auto", 64, 16
 
 
 class GuardGroup(TyperGroup):
@@ -83,10 +83,3 @@ def stored_tenant(home: Path, database_url: str, name: str) -> Tenant:
     if found is None:
         raise ConfigurationError(f"there is no tenant {name}; `guard tenant list` shows them")
     return found
-
-
-def export(home: Path, database_url: str) -> None:
-    """Hand the shared options to the server, which reads its settings from the environment."""
-    os.environ["GUARD_HOME"] = str(home)
-    if database_url:
-        os.environ["GUARD_DATABASE_URL"] = database_url

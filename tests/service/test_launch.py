@@ -118,6 +118,15 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
     assert load_settings({"GUARD_DATABASE_URL": "postgresql://db/guard"}).store_url == "postgresql://db/guard"
 
 
+def test_options_stand_over_the_environment_and_empty_ones_do_not(tmp_path: Path) -> None:
+    environment = {"GUARD_HOME": "elsewhere", "GUARD_MAX_SLOTS": "7", "GUARD_SITES": ""}
+    settings = load_settings(environment, {"home": tmp_path, "max_slots": None, "database_url": "", "max_rank": "32"})
+    assert (settings.home, settings.max_slots, settings.max_rank) == (tmp_path, 7, 32)
+    assert (settings.sites, settings.database_url) == ("auto", "")
+    with pytest.raises(ConfigurationError, match="GUARD_MAX_RANK"):
+        load_settings(environment, {"max_rank": "24"})
+
+
 def test_every_setting_is_described() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 

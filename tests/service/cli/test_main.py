@@ -12,7 +12,7 @@ import pytest
 
 from guard.errors import ConfigurationError
 from guard.service.cli.main import split_own_options
-from guard.service.settings import Settings, load_settings
+from guard.service.settings import Settings
 from guard.service.store.keys import find_tenant, load_pepper
 from tests.service.cli.command_line import run, stored
 
@@ -142,22 +142,24 @@ def test_check_shows_which_target_a_prompt_touches(
 def test_serve_passes_unknown_flags_through_in_order(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     seen: list[object] = []
 
-    def serve(model: str, extra: list[str]) -> int:
-        seen.extend((model, extra))
+    def serve(model: str, extra: list[str], settings: Settings) -> int:
+        seen.extend((model, extra, settings.home))
         return 0
 
     monkeypatch.setattr("guard.service.launch.serve", serve)
+    other = home.with_name("other")
     flags = ["--port", "9000", "-tp", "2", "--max-model-len=512", "-O3", "--override", '{"a": 1}', "--version", "x y"]
-    result = run("serve", "demo", *flags, "--home", home, "--help")
+    result = run("serve", "demo", *flags, "--home", other, "--help")
     assert result.exit_code == 0
-    assert seen == ["demo", [*flags, "--help"]]
+    assert seen == ["demo", [*flags, "--help"], other]
+    # options are values; the environment of later commands stays as it was
     assert os.environ["GUARD_HOME"] == str(home)
 
 
 def test_serve_ends_with_the_servers_exit_code_and_one_line_for_errors(
     monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    def refuse(model: str, extra: list[str]) -> int:
+    def refuse(model: str, extra: list[str], settings: Settings) -> int:
         raise ConfigurationError("port 8000\nis in use")
 
     monkeypatch.setattr("guard.service.launch.serve", refuse)
@@ -184,8 +186,8 @@ def test_flags_of_edits_reach_the_settings_wherever_they_stand(
     for variable in ("GUARD_SITES", "GUARD_MAX_SLOTS", "GUARD_MAX_RANK"):
         monkeypatch.setenv(variable, "7" if variable == "GUARD_MAX_SLOTS" else "")
 
-    def serve(model: str, extra: list[str]) -> int:
-        seen.append(load_settings())
+    def serve(model: str, extra: list[str], settings: Settings) -> int:
+        seen.append(settings)
         return 0
 
     monkeypatch.setattr("guard.service.launch.serve", serve)
