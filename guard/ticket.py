@@ -90,11 +90,16 @@ def verify(text: Any, key: bytes, *, token_ids: Sequence[int] | None, now_s: flo
         ticket = Ticket.model_validate_json(base64.urlsafe_b64decode(body))
     except (ValueError, ValidationError) as error:
         raise TicketError("guard ticket cannot be read") from error
+    check(ticket, token_ids=token_ids, now_s=now_s)
+    return ticket
+
+
+def check(ticket: Ticket, *, token_ids: Sequence[int] | None, now_s: float | None) -> None:
+    """Raise TicketError when a verified ticket has expired or was made for another prompt; None skips a check."""
     if now_s is not None and now_s > ticket.expires_s:
         raise TicketError("guard ticket has expired")
     if token_ids is not None and prompt_sha256(token_ids) != ticket.prompt_sha256:
         raise TicketError("guard ticket was made for another prompt")
-    return ticket
 
 
 def _mac(body: str, key: bytes) -> str:

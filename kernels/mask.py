@@ -118,10 +118,6 @@ class DeviceBank:
         """Whether a request among the slots `indices` (host array) is masked."""
         return bool((self._host[torch.as_tensor(indices, dtype=torch.int64), 0] != NOT_GUARDED).any())
 
-    def used_slots(self) -> set[int]:
-        """Automaton slots that a request may still use."""
-        return {int(slot) for slot in self._host[:, 0].unique() if slot > 0}
-
     def counters(self) -> dict[str, int]:
         """`masked_tokens`, `masked_tokens:<slot>`, `rescued_rows`, `blocked_rows`; waits for the device."""
         counts = self._buffers["counts"].tolist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,6 +16,7 @@ from typing import Protocol
 from guard.errors import RequestRefused
 from guard.plan import Plan
 from guard.policy import Tenant
+from guard.stream import OutputMatcher
 
 
 @dataclass(slots=True, eq=False)
@@ -50,16 +52,17 @@ CURRENT_REQUEST: ContextVar[RequestContext | None] = ContextVar("guard_request",
 
 @dataclass(frozen=True, slots=True)
 class OutputCheck:
-    """What the generated text is compared with: patterns in mask form, indices that may appear, text before it.
+    """What the generated text is compared with.
 
-    `targets` are the targets whose answers each sentence is compared with by meaning; none: not compared.
+    `matcher` has read the text before the answer, of which a forbidden string may be the end; every choice forks it.
+    `targets` are the targets whose answers each sentence is compared with by meaning (none: not compared);
+    `opened_sentence` is the text before the answer that belongs to its first sentence.
     """
 
-    patterns: tuple[str, ...]
-    exempt: frozenset[int]
-    seed: str
+    matcher: OutputMatcher
     max_rollbacks: int
     targets: tuple[int, ...] = ()
+    opened_sentence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,30 @@ class Admission:
     check: OutputCheck | None = None
 
 
+class Leave(Protocol):
+    """One admitted generation. What its plan needs stays resident until the context that gave it is left."""
+
+    @property
+    def admission(self) -> Admission:
+        """What the generation runs with now."""
+        ...
+
+    async def resume(self, token_ids: Sequence[int]) -> Admission:
+        """Admit the continuation after a roll-back, with the constraint on. Raises RequestRefused."""
+        ...
+
+    async def similar(self, sentence: str) -> bool:
+        """Whether a sentence means what an answer of the check's targets says.
+
+        Raises DetectorError when that cannot be told and the policy fails closed.
+        """
+        ...
+
+    def count_output(self, *, held_back: int = 0, rollbacks: int = 0, filtered: int = 0) -> None:
+        """Count held-back tokens, answers rolled back and continued, and answers that ended with `content_filter`."""
+        ...
+
+
 class Gate(Protocol):
     """Decides about every generation. Implemented by the service."""
 
@@ -79,27 +106,6 @@ class Gate(Protocol):
         """Admit at once where nothing has to be looked at (empty forget-list), else None."""
         ...
 
-    async def admit(self, context: RequestContext, token_ids: Sequence[int]) -> Admission:
-        """Admit, or raise RequestRefused."""
-        ...
-
-    async def resume(self, context: RequestContext, admission: Admission, token_ids: Sequence[int]) -> Admission:
-        """Admit the continuation after a roll-back, with the constraint on. Raises RequestRefused."""
-        ...
-
-    async def similar(self, context: RequestContext, admission: Admission, sentence: str) -> bool:
-        """Whether a sentence means what an answer of the check's targets says.
-
-        Raises DetectorError when that cannot be told and the policy fails closed.
-        """
-        ...
-
-    def finish(self, context: RequestContext, admission: Admission) -> None:
-        """The generation has ended, however it ended."""
-        ...
-
-    def count_output(
-        self, context: RequestContext, *, held_back: int = 0, rollbacks: int = 0, filtered: int = 0
-    ) -> None:
-        """Count held-back tokens, roll-backs and answers that ended with `content_filter`."""
+    def admitted(self, context: RequestContext, token_ids: Sequence[int]) -> AbstractAsyncContextManager[Leave]:
+        """Admit on entry, or raise RequestRefused there; give back what was held on exit."""
         ...

@@ -93,16 +93,17 @@ _FORCED_ENVIRONMENT: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class EditSettings:
-    """Where activation edits can apply and how many can be resident; part of the engine's identity.
+    """Where activation edits can apply and what can be resident; all but `max_lists` are part of the engine's identity.
 
     `sites` as in `guard.site.parse_sites`; `max_slots` resident packs; `max_rank` rows of a low rank, 16 or 32;
-    `fingerprint` of the served model, which every pack must carry.
+    `fingerprint` of the served model, which every pack must carry; `max_lists` resident forget-lists.
     """
 
     sites: str = "auto"
     max_slots: int = 64
     max_rank: int = 16
     fingerprint: str = NO_FINGERPRINT
+    max_lists: int = 1024
 
 
 def check_version() -> None:

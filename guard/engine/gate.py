@@ -16,11 +16,11 @@ from typing import Any
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 
+from guard.engine.tickets import VerifiedTickets
 from guard.errors import EngineMismatchError, TicketError
-from guard.ticket import EXTRA_ARG, Ticket, read_key, verify
+from guard.ticket import Ticket, read_key
 
 _MARK = "guard_gate"
-_COUNTS: Counter[str] = Counter()
 
 
 def install() -> None:
@@ -37,7 +37,7 @@ def install() -> None:
 
     @functools.wraps(stock)
     def preprocess_add_request(self: Any, request: EngineCoreRequest) -> Any:
-        admit(request, read_key(), time.time())
+        self.scheduler.guard_gate.admit(request, time.time())
         return stock(self, request)
 
     setattr(preprocess_add_request, _MARK, True)
@@ -53,40 +53,43 @@ def installed_everywhere() -> bool:
     return all(getattr(known.preprocess_add_request, _MARK, False) for known in classes)
 
 
-def admit(request: EngineCoreRequest, key: bytes, now_s: float) -> Ticket:
-    """Verify the ticket of `request` and force its cache salt. Raises TicketError for anything else.
+class RequestGate:
+    """The gate of one engine; the scheduler holds it. `key` as in `guard.ticket.read_key`."""
 
-    `now_s` is Unix time in seconds. Only plain token prompts are accepted, because the ticket signs token ids.
-    """
-    try:
-        ticket = _verified(request, key, now_s)
-    except TicketError:
-        _COUNTS["refused_requests"] += 1
-        raise
-    # before the request is built: vLLM hashes the salt into the first block
-    request.cache_salt = ticket.salt
-    _COUNTS["admitted_requests"] += 1
-    return ticket
+    def __init__(self, key: bytes) -> None:
+        self.tickets = VerifiedTickets(key)
+        self._counts: Counter[str] = Counter()
 
+    def admit(self, request: EngineCoreRequest, now_s: float) -> Ticket:
+        """Verify the ticket of `request` and force its cache salt. Raises TicketError for anything else.
 
-def counters() -> dict[str, int]:
-    """Requests admitted and refused by the gate of this process."""
-    return {name: _COUNTS[name] for name in ("admitted_requests", "refused_requests")}
+        `now_s` is Unix time in seconds. Only plain token prompts are accepted, because the ticket signs token ids.
+        """
+        try:
+            ticket = self._verified(request, now_s)
+        except TicketError:
+            self._counts["refused_requests"] += 1
+            raise
+        # before the request is built: vLLM hashes the salt into the first block
+        request.cache_salt = ticket.salt
+        self._counts["admitted_requests"] += 1
+        return ticket
 
+    def counters(self) -> dict[str, int]:
+        """Requests admitted and refused."""
+        return {name: self._counts[name] for name in ("admitted_requests", "refused_requests")}
 
-def _verified(request: EngineCoreRequest, key: bytes, now_s: float) -> Ticket:
-    params = request.sampling_params
-    if params is None or request.pooling_params is not None:
-        raise TicketError("only generation requests are served")
-    if request.prompt_token_ids is None or request.prompt_embeds is not None:
-        raise TicketError("prompts must be token ids, not embeddings")
-    if request.resumable:
-        raise TicketError("streamed input is not supported: a ticket signs one whole prompt")
-    ticket = verify(
-        (params.extra_args or {}).get(EXTRA_ARG), key, token_ids=request.prompt_token_ids, now_s=now_s
-    )
-    if ticket.plan.prompt_length != len(request.prompt_token_ids):
-        raise TicketError("guard ticket states another prompt length")
-    if not ticket.salt:
-        raise TicketError("guard ticket has no cache salt")
-    return ticket
+    def _verified(self, request: EngineCoreRequest, now_s: float) -> Ticket:
+        params = request.sampling_params
+        if params is None or request.pooling_params is not None:
+            raise TicketError("only generation requests are served")
+        if request.prompt_token_ids is None or request.prompt_embeds is not None:
+            raise TicketError("prompts must be token ids, not embeddings")
+        if request.resumable:
+            raise TicketError("streamed input is not supported: a ticket signs one whole prompt")
+        ticket = self.tickets.admit(params, request.prompt_token_ids, now_s)
+        if ticket.plan.prompt_length != len(request.prompt_token_ids):
+            raise TicketError("guard ticket states another prompt length")
+        if not ticket.salt:
+            raise TicketError("guard ticket has no cache salt")
+        return ticket

@@ -23,12 +23,12 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
 from guard.classifiers.automaton import START, Automaton, State
 from guard.classifiers.vocabulary import Vocabulary
-from guard.engine.constraints import SLOTS, ConstraintStore, constraint_store
-from guard.engine.resident_edits import edits_resident
-from guard.errors import ConfigurationError, GuardError, ResidencyError
+from guard.engine.constraints import ConstraintSlots
+from guard.engine.tickets import VerifiedTickets
+from guard.errors import ConfigurationError, EngineMismatchError, GuardError, ResidencyError
 from guard.kernels.mask import BLOCKED, DeviceBank, mask_tokens, only_end_tokens, rescue_empty
-from guard.plan import MAX_EXEMPT_PATTERNS
-from guard.ticket import EXTRA_ARG, read_key, verify
+from guard.packs.bank import EditSlots
+from guard.plan import MAX_EXEMPT_PATTERNS, Plan
 
 logger = init_logger(__name__)
 MASKS_KEPT = 4096
@@ -36,10 +36,14 @@ MASKS_KEPT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a request's ticket says about its tokens; `automaton` None means that it may only end."""
+    """What a request's ticket says about its tokens; `automaton` None means that it may only end.
+
+    `digest` is what the request refers to in the constraint slots until it leaves, empty for nothing.
+    """
 
     automaton: Automaton | None
     slot: int
+    digest: str = ""
     start: int = 0
     exempt: frozenset[int] = frozenset()
     skip_special: bool = True
@@ -73,24 +77,6 @@ class Row:
             self.state = automaton.advance(self.state, token, vocabulary, skip_special=skip)
             self.position += 1
         return True
-
-
-def rule_of(params: SamplingParams, store: ConstraintStore) -> Rule | None:
-    """The rule of a request, None when its plan has no constraint. Whatever is wrong with the ticket: FORBIDDEN."""
-    try:
-        ticket = verify((params.extra_args or {}).get(EXTRA_ARG), read_key(), token_ids=None, now_s=None)
-        if not edits_resident(ticket.plan):
-            raise ResidencyError("an edit of its plan is not resident")
-        constraint = ticket.plan.constraint
-        if constraint is None:
-            return None
-        slot, automaton = store.find(constraint.digest)
-    except GuardError as error:
-        logger.warning("guard: a request may only end: %s", error)
-        store.count("unresolved_rows")
-        return FORBIDDEN
-    exempt = frozenset(constraint.exempt)
-    return Rule(automaton, slot, constraint.start, exempt, bool(params.skip_special_tokens))
 
 
 class Masks:
@@ -135,29 +121,31 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
         if tokenizer is None:
             raise ConfigurationError("the guard needs the tokenizer in the engine: remove --skip-tokenizer-init")
         self.vocabulary = Vocabulary.from_tokenizer(tokenizer)
-        self.store = constraint_store()
-        self.store.configure(self.vocabulary)
         self.rows: dict[int, Row] = {}
         self.bank: DeviceBank | None = None
         self.request_states: Any = None
+        self._tickets: VerifiedTickets | None = None
+        self._edits: EditSlots | None = None
+        self._constraints: ConstraintSlots | None = None
+        # Model Runner V2: what the request in a slot refers to
+        self._referred: dict[int, str] = {}
         if isinstance(state, torch.device):
-            self._prepare_host(state)
+            self.masks = Masks(self.vocabulary, state)
+            self.end_ids = torch.tensor(self.vocabulary.eos_ids, dtype=torch.int64, device=state)
         else:
-            self._prepare_device(state)
+            self.request_states = state
 
-    def _prepare_host(self, device: torch.device) -> None:
-        self.masks = Masks(self.vocabulary, device)
-        self.end_ids = torch.tensor(self.vocabulary.eos_ids, dtype=torch.int64, device=device)
+    def connect(self, tickets: VerifiedTickets, num_slots: int, edits: EditSlots | None) -> ConstraintSlots:
+        """Join the state of this worker: vLLM builds the processor before there is one. Until then nothing may be said.
 
-    def _prepare_device(self, state: Any) -> None:
-        self.request_states = state
-        words = self.vocabulary
-        self.bank = DeviceBank(words.arrays(), words.eos_ids, SLOTS, state.max_num_reqs, state.device)
-        self.store.connect(self._on_change, self.bank.used_slots, self.bank.counters)
-
-    def _on_change(self, slot: int, automaton: Automaton | None) -> None:
-        if self.bank is not None:
-            self.bank.put(slot, None if automaton is None else automaton.arrays)
+        Returns the constraint slots (`num_slots`, slot 0 included), which are made for this processor's vocabulary.
+        """
+        if self.request_states is not None:
+            states, words = self.request_states, self.vocabulary
+            self.bank = DeviceBank(words.arrays(), words.eos_ids, num_slots, states.max_num_reqs, states.device)
+        self._tickets, self._edits = tickets, edits
+        self._constraints = ConstraintSlots(self.vocabulary, num_slots, self.bank)
+        return self._constraints
 
     # V1 runner
 
@@ -170,10 +158,10 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
         if batch_update is None:
             return
         for index in batch_update.removed:
-            self.rows.pop(index, None)
+            self._leave(self.rows.pop(index, None))
         for index, params, prompt, outputs in batch_update.added:
-            self.rows.pop(index, None)
-            rule = rule_of(params, self.store)
+            self._leave(self.rows.pop(index, None))
+            rule = self._rule(params)
             if rule is not None:
                 # prompt embeddings have no ids to walk
                 self.rows[index] = Row(rule if prompt is not None else FORBIDDEN, prompt or [], outputs)
@@ -181,7 +169,9 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
             moved, replaced = self.rows.pop(source, None), self.rows.pop(target, None)
             if moved is not None:
                 self.rows[target] = moved
-            if direction == MoveDirectionality.SWAP and replaced is not None:
+            if direction != MoveDirectionality.SWAP:
+                self._leave(replaced)
+            elif replaced is not None:
                 self.rows[source] = replaced
 
     # Model Runner V2
@@ -189,14 +179,21 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Give the slot's whole state anew; True when the request's logits may change."""
         if self.bank is None:
-            return False
-        rule = rule_of(sampling_params, self.store)
+            raise EngineMismatchError("a request came before the guard's mask was connected")
+        self.remove_request(req_idx)
+        rule = self._rule(sampling_params)
         if rule is None:
-            self.bank.clear_request(req_idx)
             return False
         exempt = tuple(sorted(rule.exempt))[:MAX_EXEMPT_PATTERNS]
         self.bank.set_request(req_idx, rule.slot, rule.start, rule.skip_special, exempt)
+        self._referred[req_idx] = rule.digest
         return True
+
+    def remove_request(self, req_idx: int) -> None:
+        """The request in a slot has ended or was preempted: it refers to nothing any more, and is not masked."""
+        if self.bank is not None:
+            self.bank.clear_request(req_idx)
+            self._drop(self._referred.pop(req_idx, ""))
 
     def apply_staged_writes(self) -> None:
         """Bring the new requests' states to the device."""
@@ -217,6 +214,43 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
             )
         return logits
 
+    def _rule(self, params: SamplingParams) -> Rule | None:
+        """The rule of a request, None when its plan has no constraint. Whatever is wrong with the ticket: FORBIDDEN."""
+        if self._tickets is None or self._constraints is None:
+            return FORBIDDEN
+        try:
+            plan = self._tickets.of(params).plan
+            self._check_edits(plan)
+            constraint = plan.constraint
+            if constraint is None:
+                return None
+            slot, automaton = self._constraints.enter(constraint.digest)
+        except GuardError as error:
+            logger.warning("guard: a request may only end: %s", error)
+            self._constraints.count("unresolved_rows")
+            return FORBIDDEN
+        exempt = frozenset(constraint.exempt)
+        return Rule(
+            automaton, slot, constraint.digest, constraint.start, exempt, bool(params.skip_special_tokens)
+        )
+
+    def _check_edits(self, plan: Plan) -> None:
+        """Raise ResidencyError unless everything that the edits of `plan` name is in the bank."""
+        if any(self._edits is None or self._edits.slot_of(edit.pack) is None for edit in plan.edits):
+            raise ResidencyError("an edit of its plan is not resident")
+
+    def _leave(self, row: Row | None) -> None:
+        if row is not None:
+            self._drop(row.rule.digest)
+
+    def _drop(self, digest: str) -> None:
+        if digest and self._constraints is not None:
+            self._constraints.drop(digest)
+
+    def _count(self, name: str, amount: int = 1) -> None:
+        if self._constraints is not None:
+            self._constraints.count(name, amount)
+
     def _apply_rows(self, logits: torch.Tensor) -> None:
         masked = []
         for index, row in self.rows.items():
@@ -228,17 +262,17 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
                 # an error here would end the engine for every tenant: this row may only end
                 logger.exception("guard: masking failed, the request may only end")
                 only_end_tokens(logits, index, self.end_ids)
-                self.store.count("failed_rows")
+                self._count("failed_rows")
             masked.append(index)
-        self.store.count("rescued_rows", rescue_empty(logits, masked, self.end_ids))
+        self._count("rescued_rows", rescue_empty(logits, masked, self.end_ids))
 
     def _apply_row(self, logits: torch.Tensor, index: int, row: Row) -> None:
         automaton = row.rule.automaton
         if automaton is None or not row.catch_up(automaton, self.vocabulary):
             only_end_tokens(logits, index, self.end_ids)
-            self.store.count("blocked_rows")
+            self._count("blocked_rows")
             return
         masked = sum(mask_tokens(logits, index, ids) for ids in self.masks.of(row.rule, automaton, row.state))
-        self.store.count("guarded_rows")
-        self.store.count("masked_tokens", masked)
-        self.store.count(f"masked_tokens:{row.rule.slot}", masked)
+        self._count("guarded_rows")
+        self._count("masked_tokens", masked)
+        self._count(f"masked_tokens:{row.rule.slot}", masked)

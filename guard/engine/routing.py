@@ -11,11 +11,11 @@ from torch import Tensor
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from guard.engine.ops import EngineBuffers, mark_lanes
+from guard.engine.tickets import VerifiedTickets
 from guard.errors import TicketError
 from guard.kernels.route import Lane, coalesce, covered, fill
 from guard.packs.bank import EditSlots
 from guard.plan import EditLane, Plan
-from guard.ticket import EXTRA_ARG, read_key, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class PlanRouter:
     """
 
     buffers: EngineBuffers
+    tickets: VerifiedTickets
     edit_slots: EditSlots | None = None
     ranges: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     edits: dict[int, LiveEdits] = field(default_factory=dict)
@@ -69,8 +70,10 @@ class PlanRouter:
         say nothing.
         """
         self.release(request_slot)
-        plan = self._plan(sampling_params.extra_args if sampling_params is not None else None)
-        if plan is None:
+        try:
+            plan = self.tickets.of(sampling_params).plan
+        except TicketError:
+            self.invalid_tickets += 1
             return
         with _host_transfer():
             self._admit_corruption(request_slot, plan)
@@ -171,13 +174,6 @@ class PlanRouter:
         if slot is None:
             return None
         return LiveLane(edit.pack, Lane(slot, edit.strength, edit.phase), slots.sites_of(edit.pack))
-
-    def _plan(self, extra_args: dict[str, Any] | None) -> Plan | None:
-        try:
-            return verify((extra_args or {}).get(EXTRA_ARG), read_key(), token_ids=None, now_s=None).plan
-        except TicketError:
-            self.invalid_tickets += 1
-            return None
 
 
 @contextlib.contextmanager

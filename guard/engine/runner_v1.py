@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+    from guard.engine.worker_state import WorkerState
+
     _Base = GPUModelRunner
 else:
     _Base = object
@@ -34,9 +36,9 @@ class GuardRunnerV1(_Base):
     _guard_request_slots: torch.Tensor
     _guard_generator_states: dict[int, torch.Tensor]
 
-    def guard_attach(self, router: PlanRouter) -> None:
+    def guard_attach(self, state: WorkerState) -> None:
         """Start to mark tokens; called once, after the model is loaded."""
-        self.guard_router = router
+        self.guard_router = router = state.router
         self._guard_slot_of = {}
         self._guard_free = list(range(router.buffers.routes.num_requests))
         self._guard_rows = []

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
+    from guard.engine.logits import GuardLogitsProcessor
+    from guard.engine.worker_state import WorkerState
+
     _Base = GPUModelRunner
 else:
     _Base = object
@@ -26,10 +29,11 @@ class GuardRunnerV2(_Base):
     """Mixed in front of the platform's V2 runner by `GuardWorker`."""
 
     guard_router: PlanRouter
+    guard_mask: GuardLogitsProcessor | None
 
-    def guard_attach(self, router: PlanRouter) -> None:
+    def guard_attach(self, state: WorkerState) -> None:
         """Start to mark tokens; called once, after the model is loaded."""
-        self.guard_router = router
+        self.guard_router, self.guard_mask = state.router, state.mask
 
     def add_requests(self, scheduler_output: SchedulerOutput) -> None:
         """Register the plans of new and resumed requests."""
@@ -41,6 +45,8 @@ class GuardRunnerV2(_Base):
         request_slot = self.req_states.req_id_to_index.get(req_id)
         if request_slot is not None:
             self.guard_router.release(request_slot)
+            if self.guard_mask is not None:
+                self.guard_mask.remove_request(request_slot)
         return super()._remove_request(req_id)
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> InputBatch:

@@ -15,8 +15,9 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from guard.engine import gate
+from guard.engine.gate import RequestGate
 from guard.errors import EngineMismatchError, TicketError
-from guard.ticket import EXTRA_ARG, read_key, verify
+from guard.ticket import read_key
 
 gate.install()
 
@@ -33,12 +34,14 @@ class GuardScheduler(Scheduler):
         if not gate.installed_everywhere():
             raise EngineMismatchError("the guard's request gate is not in place; refusing to start the engine")
         super().__init__(*args, **kwargs)
+        # the wrapped `preprocess_add_request` finds it here
+        self.guard_gate = RequestGate(read_key())
         self._guard_digests: dict[str, tuple[str, ...]] = {}  # request id -> digests of automaton and packs
         self._guard_references: Counter[str] = Counter()
 
     def add_request(self, request: Request) -> None:
         """Count what an admitted request refers to, then add it."""
-        digests = _digests(request)
+        digests = self._guard_needs(request)
         if digests and request.request_id not in self._guard_digests:
             self._guard_digests[request.request_id] = digests
             self._guard_references.update(digests)
@@ -54,19 +57,17 @@ class GuardScheduler(Scheduler):
     def guard_counters(self) -> dict[str, Any]:
         """Gate counts and `references`: requests in the engine per digest of an automaton or pack."""
         # copied at once: requests come and go on the engine's thread only, which also runs this call
-        return {**gate.counters(), "references": dict(self._guard_references)}
+        return {**self.guard_gate.counters(), "references": dict(self._guard_references)}
+
+    def _guard_needs(self, request: Request) -> tuple[str, ...]:
+        """What an admitted request refers to. The gate has checked signature, prompt and expiry."""
+        try:
+            plan = self.guard_gate.tickets.of(request.sampling_params).plan
+        except TicketError:
+            return ()
+        constraint = (plan.constraint.digest,) if plan.constraint else ()
+        return (*constraint, *(edit.pack for edit in plan.edits))
 
 
 class GuardAsyncScheduler(GuardScheduler, AsyncScheduler):
     """The same for asynchronous scheduling; chosen by `GuardScheduler` itself."""
-
-
-def _digests(request: Request) -> tuple[str, ...]:
-    """What an admitted request refers to. The gate has checked signature, prompt and expiry."""
-    extra = request.sampling_params.extra_args if request.sampling_params else None
-    try:
-        plan = verify((extra or {}).get(EXTRA_ARG), read_key(), token_ids=None, now_s=None).plan
-    except TicketError:
-        return ()
-    constraint = (plan.constraint.digest,) if plan.constraint else ()
-    return (*constraint, *(edit.pack for edit in plan.edits))

@@ -21,6 +21,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from guard import __version__
 from guard.classifiers.automaton import Automaton
 from guard.classifiers.vocabulary import Vocabulary
+from guard.engine.loading import make_resident
 from guard.engine.selftest_edits import check_edits
 from guard.errors import EngineMismatchError
 from guard.plan import Constraint, Corruption, EditLane, Plan
@@ -91,8 +92,7 @@ async def _check_mask(engine_client: Any, tokenizer: Any, ids: Sequence[int], ke
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "automaton"
         automaton.save(path)
-        await engine_client.collective_rpc("guard_stage", args=("constraint", str(path), automaton.digest))
-    await engine_client.collective_rpc("guard_commit", args=("constraint", automaton.digest))
+        await make_resident(engine_client, "constraint", path, automaton.digest)
     try:
         rule = Constraint(digest=automaton.digest, start=len(ids))
         bound = Plan(tenant_index=0, policy_version=_version(), prompt_length=len(ids), constraint=rule)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from guard.errors import EngineMismatchError, GuardError
+from guard.engine.loading import make_resident
+from guard.errors import EngineMismatchError
 from guard.interventions.steer import save_steer
 from guard.plan import EditLane
 from guard.site import Site
 
 _KIND = "edit"
-_TIMEOUT_S = 60.0
 # no effect that a client could see, but an edit for the kernel
 _SHIFT = 1e-3
 
@@ -41,7 +39,7 @@ async def check_edits(engine_client: Any, pings: Sequence[dict[str, Any]], moved
             licence="Apache-2.0",
         )
         digest = pack.content_hash
-        await make_resident(engine_client, path, digest)
+        await make_resident(engine_client, _KIND, path, digest)
     try:
         counts = await moved((EditLane(pack=digest),))
     finally:
@@ -54,20 +52,3 @@ async def check_edits(engine_client: Any, pings: Sequence[dict[str, Any]], moved
                 "may have been compiled without the guard's op"
             )
     return len(sites)
-
-
-async def make_resident(engine_client: Any, path: Path, digest: str) -> None:
-    """Stage a pack on every rank, wait until it is read, and commit it. Raises EngineMismatchError."""
-    await engine_client.collective_rpc("guard_stage", args=(_KIND, str(path), digest))
-    deadline_s = time.monotonic() + _TIMEOUT_S
-    while True:
-        try:
-            states = await engine_client.collective_rpc("guard_staged", args=(_KIND, digest))
-        except GuardError as error:
-            raise EngineMismatchError(f"engine self-test failed: {error}") from error
-        if all(state != "loading" for state in states):
-            break
-        if time.monotonic() > deadline_s:
-            raise EngineMismatchError("engine self-test failed: a pack was not read in time")
-        await asyncio.sleep(0.01)
-    await engine_client.collective_rpc("guard_commit", args=(_KIND, digest))

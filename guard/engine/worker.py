@@ -16,13 +16,13 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from guard import __version__
 from guard.engine import compat, layers, ops
-from guard.engine.constraints import ConstraintStore, constraint_store
-from guard.engine.resident_edits import edit_slots, install_edits, local_sites
+from guard.engine.resident_edits import install_edits
 from guard.engine.routing import PlanRouter
 from guard.engine.runner_v1 import GuardRunnerV1
 from guard.engine.runner_v2 import GuardRunnerV2
-from guard.errors import EngineMismatchError, ResidencyError
-from guard.packs.bank import EditSlots
+from guard.engine.tickets import VerifiedTickets
+from guard.engine.worker_state import WorkerState, find_mask
+from guard.errors import EngineMismatchError
 from guard.ticket import read_key
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ elif current_platform.is_cuda_alike():
     from vllm.v1.worker.gpu_worker import Worker as _Base
 else:
     raise EngineMismatchError(f"the guard does not support vLLM's platform {current_platform.device_name!r}")
-
-CONSTRAINT, EDIT = "constraint", "edit"
 
 
 class GuardWorker(_Base):
@@ -62,16 +60,23 @@ class GuardWorker(_Base):
         model = runner.get_model()
         width = self.model_config.get_inputs_embeds_size()
         self._guard_layers = layers.find_decoder_layers(model)
-        bank = install_edits(
-            model, compat.edit_settings(self.vllm_config), num_layers=self._guard_num_layers(),
-            width=self.model_config.get_hidden_size(), dtype=runner.dtype, device=device,
+        settings = compat.edit_settings(self.vllm_config)
+        edits = install_edits(
+            model, settings, num_layers=self._guard_num_layers(), width=self.model_config.get_hidden_size(),
+            dtype=runner.dtype, device=device,
         )
-        buffers = ops.EngineBuffers.allocate(capacity, runner.max_num_reqs, device, bank)
+        buffers = ops.EngineBuffers.allocate(
+            capacity, runner.max_num_reqs, device, edits.bank if edits is not None else None
+        )
         ops.install(buffers)
         self._guard_embedding = ""
         if self._guard_first_stage():
             self._guard_embedding = layers.wrap_embedding(model, width, device)
-        runner.guard_attach(PlanRouter(buffers, edit_slots()))
+        tickets, slots = VerifiedTickets(read_key()), edits.slots if edits is not None else None
+        mask = find_mask(runner)
+        constraints = mask.connect(tickets, settings.max_lists + 1, slots) if mask is not None else None
+        self.guard_state = WorkerState(tickets, PlanRouter(buffers, tickets, slots), constraints, mask, edits)
+        runner.guard_attach(self.guard_state)
 
     def guard_ping(self) -> dict[str, Any]:
         """What this rank runs; the API process compares it over all ranks."""
@@ -87,47 +92,45 @@ class GuardWorker(_Base):
             "embedding": self._guard_embedding,
             "first_stage": self._guard_first_stage(),
             "layers": list(self._guard_layers),
-            "sites": [str(site) for site in local_sites()],
+            "sites": [str(site) for site in self.guard_state.sites],
             "num_layers": self._guard_num_layers(),
             "width": self.model_config.get_hidden_size(),
             "max_slots": settings.max_slots,
             "max_rank": settings.max_rank,
+            "max_lists": settings.max_lists,
             "fingerprint": settings.fingerprint,
             "compiled": compat.compile_counters(),
         }
 
     def guard_stage(self, kind: str, path: str, digest: str) -> None:
-        """Read an intervention from disk, a pack of edits in the background. Raises PackError or ResidencyError."""
-        if kind == EDIT:
-            _edits().stage(Path(path), digest)
-        else:
-            _constraints(kind).stage(path, digest)
+        """Begin to read an intervention from disk, in the background. Raises ResidencyError."""
+        slots = self.guard_state.slots(kind)
+        if slots is not None:
+            slots.stage(Path(path), digest)
 
     def guard_staged(self, kind: str, digest: str) -> str:
         """`loading`, `ready` or `resident`. Raises PackError or ResidencyError with what was wrong."""
-        if kind != EDIT:
-            raise ResidencyError(f"interventions of kind {kind!r} are not read in the background")
-        return str(_edits().staged(digest))
+        slots = self.guard_state.slots(kind)
+        return "resident" if slots is None else slots.staged(digest)
 
     def guard_commit(self, kind: str, digest: str) -> int:
         """Put a staged intervention into a free slot and return the slot. Raises ResidencyError."""
-        if kind == EDIT:
-            # copies to the device from pinned memory, in the order of the current stream
-            with gpu_sync_allowed():
-                return int(_edits().commit(digest))
-        return int(_constraints(kind).commit(digest))
+        slots = self.guard_state.slots(kind)
+        if slots is None:
+            return 0
+        # copies to the device, in the order of the current stream
+        with gpu_sync_allowed():
+            return slots.commit(digest)
 
     def guard_release(self, kind: str, digest: str) -> None:
         """Free the slot of an intervention that no request refers to any more."""
-        if kind == EDIT:
-            _edits().release(digest)
-        else:
-            _constraints(kind).release(digest)
+        slots = self.guard_state.slots(kind)
+        if slots is not None:
+            slots.release(digest)
 
     def guard_counters(self) -> dict[str, int]:
         """Enforcement counters of this rank since its start."""
-        runner: Any = self.model_runner
-        return {**runner.guard_router.counters(), **constraint_store().counters()}
+        return self.guard_state.counters()
 
     def _guard_num_layers(self) -> int:
         return int(self.model_config.get_total_num_hidden_layers())
@@ -136,16 +139,3 @@ class GuardWorker(_Base):
         from vllm.distributed import get_pp_group  # needs the process groups of a started worker
 
         return bool(get_pp_group().is_first_rank)
-
-
-def _constraints(kind: str) -> ConstraintStore:
-    if kind != CONSTRAINT:
-        raise ResidencyError(f"this engine holds no interventions of kind {kind!r}; known: {CONSTRAINT}, {EDIT}")
-    return constraint_store()
-
-
-def _edits() -> EditSlots:
-    slots = edit_slots()
-    if slots is None:
-        raise ResidencyError("this engine has no steerable sites; start it with --guard-sites")
-    return slots

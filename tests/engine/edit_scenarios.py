@@ -13,7 +13,7 @@ from cases import EDIT_SLOTS, PREEMPTED, PROMPT_ALONE, SHORT, corruption, plan, 
 from edit_cases import EDITED, EDITED_LONG, LANES, PHASE_TOKENS, TENANTS, lane, method_packs, tenant_pack
 from harness import Engine, moved, preemptions
 
-from guard.engine.selftest_edits import make_resident
+from guard.engine.loading import make_resident
 from guard.packs.format import Pack
 from guard.plan import EditLane, Plan
 
@@ -37,7 +37,7 @@ class Residents:
         """Make packs resident."""
         for name in names:
             path, pack = self.packs[name]
-            await make_resident(self.engine.client, path, pack.content_hash)
+            await make_resident(self.engine.client, "edit", path, pack.content_hash)
 
     async def release(self, *names: str) -> None:
         """Take packs out of the engine."""

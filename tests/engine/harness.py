@@ -107,6 +107,7 @@ class ForbiddenWords:
         """Make the automaton resident in every worker."""
         from guard.classifiers.automaton import Automaton
         from guard.classifiers.vocabulary import Vocabulary
+        from guard.engine.loading import make_resident
 
         spelled: dict[int, str] = {}
         for token in range(len(tokenizer)):
@@ -119,8 +120,7 @@ class ForbiddenWords:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "automaton"
             automaton.save(path)
-            await engine.client.collective_rpc("guard_stage", args=("constraint", str(path), automaton.digest))
-        await engine.client.collective_rpc("guard_commit", args=("constraint", automaton.digest))
+            await make_resident(engine.client, "constraint", path, automaton.digest)
         return cls(automaton.digest, single, first, second)
 
     def pair_params(self, max_tokens: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
-from guard.engine import gate
+from guard.engine import gate, tickets
+from guard.engine.gate import RequestGate
 from guard.errors import TicketError
 from guard.plan import Plan
 from guard.ticket import cache_salt, sign
@@ -43,9 +44,15 @@ def ticket(ids: list[int] = IDS, salt: str | None = None, **changes: Any) -> str
 VALID = ticket()
 
 
-def test_a_valid_ticket_is_admitted_and_its_salt_replaces_the_clients() -> None:
+@pytest.fixture
+def door() -> RequestGate:
+    """The gate of one engine."""
+    return RequestGate(KEY)
+
+
+def test_a_valid_ticket_is_admitted_and_its_salt_replaces_the_clients(door: RequestGate) -> None:
     asked = request(ticket())
-    admitted = gate.admit(asked, KEY, time.time())
+    admitted = door.admit(asked, time.time())
     assert asked.cache_salt == admitted.salt != "client"
 
 
@@ -56,22 +63,50 @@ def test_a_valid_ticket_is_admitted_and_its_salt_replaces_the_clients() -> None:
         {"sampling_params": None, "pooling_params": PoolingParams()},
     ],
 )
-def test_a_request_that_a_ticket_cannot_cover_is_refused(changes: dict[str, Any]) -> None:
-    before = gate.counters()["refused_requests"]
+def test_a_request_that_a_ticket_cannot_cover_is_refused(changes: dict[str, Any], door: RequestGate) -> None:
     with pytest.raises(TicketError):
-        gate.admit(request(ticket(), **changes), KEY, time.time())
-    assert gate.counters()["refused_requests"] == before + 1
+        door.admit(request(ticket(), **changes), time.time())
+    assert door.counters() == {"admitted_requests": 0, "refused_requests": 1}
 
 
-def test_a_ticket_for_another_length_or_without_salt_is_refused() -> None:
+def test_a_ticket_for_another_length_or_without_salt_is_refused(door: RequestGate) -> None:
     for bad in (ticket(prompt_length=3), ticket(salt="")):
         with pytest.raises(TicketError):
-            gate.admit(request(bad), KEY, time.time())
+            door.admit(request(bad), time.time())
 
 
-def test_an_expired_ticket_is_refused() -> None:
+def test_a_ticket_is_verified_once_and_still_compared_with_each_prompt(
+    door: RequestGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str] = []
+    real = tickets.verify
+
+    def counting(text: str, *rest: Any, **options: Any) -> Any:
+        verified.append(text)
+        return real(text, *rest, **options)
+
+    monkeypatch.setattr(tickets, "verify", counting)
+    text = ticket()
+    for _ in range(3):
+        asked = request(text)
+        assert door.admit(asked, time.time()) is door.tickets.of(asked.sampling_params)
+    assert verified == [text]
+    with pytest.raises(TicketError, match="another prompt"):
+        door.admit(request(text, prompt_token_ids=[5, 6, 7, 9]), time.time())
+
+
+def test_only_the_latest_tickets_are_kept() -> None:
+    kept = tickets.VerifiedTickets(KEY, kept=2)
+    made = [ticket(policy_version=str(version)) for version in range(3)]
+    first = [kept.of(request(text).sampling_params) for text in made]
+    assert kept.of(request(made[2]).sampling_params) is first[2]
+    again = kept.of(request(made[0]).sampling_params)
+    assert again == first[0] and again is not first[0]
+
+
+def test_an_expired_ticket_is_refused(door: RequestGate) -> None:
     with pytest.raises(TicketError, match="expired"):
-        gate.admit(request(ticket()), KEY, time.time() + 4000)
+        door.admit(request(ticket()), time.time() + 4000)
 
 
 @settings(max_examples=200, deadline=None)
@@ -79,7 +114,7 @@ def test_an_expired_ticket_is_refused() -> None:
 @given(st.one_of(st.none(), st.text(), st.integers(-(2**63), 2**64 - 1), st.binary(), st.lists(st.text())))
 def test_nothing_but_a_ticket_is_admitted(value: Any) -> None:
     with pytest.raises(TicketError):
-        gate.admit(request(value), KEY, time.time())
+        RequestGate(KEY).admit(request(value), time.time())
 
 
 @settings(max_examples=200, deadline=None)
@@ -89,14 +124,14 @@ def test_a_changed_character_breaks_the_ticket(data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(text) - 1))
     letter = data.draw(st.characters().filter(lambda character: character != text[place]))
     with pytest.raises(TicketError):
-        gate.admit(request(text[:place] + letter + text[place + 1 :]), KEY, time.time())
+        RequestGate(KEY).admit(request(text[:place] + letter + text[place + 1 :]), time.time())
 
 
 @pytest.mark.parametrize("letter", ["\ud800", "\u00e9", "\u0660"])
 @pytest.mark.parametrize("place", [0, VALID.index(".") + 1, len(VALID) - 1])
-def test_a_character_outside_ascii_breaks_the_ticket(place: int, letter: str) -> None:
+def test_a_character_outside_ascii_breaks_the_ticket(place: int, letter: str, door: RequestGate) -> None:
     with pytest.raises(TicketError):
-        gate.admit(request(VALID[:place] + letter + VALID[place + 1 :]), KEY, time.time())
+        door.admit(request(VALID[:place] + letter + VALID[place + 1 :]), time.time())
 
 
 def test_the_gate_is_installed_once_and_for_every_engine_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -15,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from guard.classifiers.automaton import Automaton
 from guard.demo.corpus import training_examples
 from guard.demo.train import train_tokenizer
-from guard.engine.constraints import constraint_store
-from guard.errors import ResidencyError
+from guard.engine.constraints import ConstraintSlots
+from guard.errors import PackError
 from guard.plan import Constraint, Plan
 from guard.ticket import create_key, read_key, sign
 
@@ -32,6 +34,7 @@ from vllm.v1.sample.logits_processor.interface import (  # noqa: E402
 )
 
 from guard.engine.logits import GuardLogitsProcessor  # noqa: E402
+from guard.engine.tickets import VerifiedTickets  # noqa: E402
 
 PATTERNS = ["Jaime Vasquez", "Hina Ameen", "Shale Stories"]
 PROMPT = [3, 17, 42, 4]
@@ -62,18 +65,36 @@ def processor(config: VllmConfig) -> GuardLogitsProcessor:
 
 
 @pytest.fixture(scope="module")
-def automaton(processor: GuardLogitsProcessor, tmp_path_factory: pytest.TempPathFactory) -> Automaton:
+def slots(processor: GuardLogitsProcessor) -> ConstraintSlots:
+    return processor.connect(VerifiedTickets(read_key()), 8, None)
+
+
+@pytest.fixture(scope="module")
+def automaton(
+    processor: GuardLogitsProcessor, slots: ConstraintSlots, tmp_path_factory: pytest.TempPathFactory
+) -> Automaton:
     automaton = Automaton.compile(PATTERNS, processor.vocabulary)
-    path = tmp_path_factory.mktemp("constraint") / "list.safetensors"
-    automaton.save(path)
-    constraint_store().stage(str(path), automaton.digest)
-    constraint_store().commit(automaton.digest)
+    load(slots, automaton, tmp_path_factory.mktemp("constraint"))
     return automaton
 
 
 @pytest.fixture(autouse=True)
-def empty_batch(processor: GuardLogitsProcessor) -> None:
-    processor.rows.clear()
+def empty_batch(processor: GuardLogitsProcessor, slots: ConstraintSlots) -> None:
+    processor.update_state(update(removed=sorted(processor.rows)))
+
+
+def load(slots: ConstraintSlots, automaton: Automaton, folder: Path) -> int:
+    path = folder / f"{automaton.digest}.safetensors"
+    automaton.save(path)
+    slots.stage(path, automaton.digest)
+    wait(slots, automaton.digest)
+    return slots.commit(automaton.digest)
+
+
+def wait(slots: ConstraintSlots, digest: str) -> None:
+    deadline_s = time.monotonic() + 30
+    while slots.staged(digest) == "loading" and time.monotonic() < deadline_s:
+        time.sleep(0.001)
 
 
 def guarded(automaton: Automaton | None, exempt: tuple[int, ...] = (), start: int = len(PROMPT)) -> SamplingParams:
@@ -148,6 +169,12 @@ def test_without_a_valid_ticket_only_the_end_token_is_left(processor: GuardLogit
     processor.update_state(update([(0, SamplingParams(extra_args=extra), PROMPT, [])]))
     everything = set(range(processor.vocabulary.size))
     assert masked(processor) == [everything - set(processor.vocabulary.eos_ids)]
+
+
+def test_before_the_processor_is_connected_nothing_may_be_said(config: VllmConfig) -> None:
+    fresh = GuardLogitsProcessor(config, torch.device("cpu"), False)
+    fresh.update_state(update([(0, guarded(None), PROMPT, [])]))
+    assert len(masked(fresh)[0]) == fresh.vocabulary.size - 1
 
 
 def test_an_automaton_that_is_not_resident_leaves_only_the_end_token(processor: GuardLogitsProcessor) -> None:
@@ -244,40 +271,92 @@ def test_random_batch_changes_never_mask_for_a_neighbour(
         assert masked(processor, rows=6) == want
 
 
-def test_a_released_automaton_serves_running_requests_but_no_new_ones(
-    processor: GuardLogitsProcessor, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+def test_a_released_automaton_stays_until_the_last_request_has_left(
+    processor: GuardLogitsProcessor, slots: ConstraintSlots, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    store = constraint_store()
     automaton = Automaton.compile(["Jaime"], processor.vocabulary)
-    path = tmp_path / "short.safetensors"
-    automaton.save(path)
-    store.stage(str(path), automaton.digest)
-    assert store.commit(automaton.digest) == store.slot_of(automaton.digest)
+    slot = load(slots, automaton, tmp_path)
     outputs = tokenizer("It was J")["input_ids"]
-    processor.update_state(update([(0, guarded(automaton), PROMPT, outputs)]))
+    processor.update_state(update([(0, guarded(automaton), PROMPT, outputs), (1, guarded(automaton), PROMPT, [])]))
     before = masked(processor)
-    store.release(automaton.digest)
+    slots.release(automaton.digest)
     assert masked(processor) == before and before[0]
-    with pytest.raises(ResidencyError):
-        store.slot_of(automaton.digest)
+    processor.update_state(update(removed=[1]))
+    assert slots.slot_of(automaton.digest) == slot
+    # a row that another one overwrites leaves as well
+    processor.update_state(update([(0, guarded(None), PROMPT, [])]))
+    assert slots.slot_of(automaton.digest) is None
 
 
-def test_a_damaged_file_is_not_staged(processor: GuardLogitsProcessor, automaton: Automaton, tmp_path: Path) -> None:
+def test_a_row_that_a_move_overwrites_gives_its_automaton_back(
+    processor: GuardLogitsProcessor, slots: ConstraintSlots, tmp_path: Path
+) -> None:
+    automaton = Automaton.compile(["Shale"], processor.vocabulary)
+    load(slots, automaton, tmp_path)
+    processor.update_state(update([(0, guarded(None), PROMPT, []), (1, guarded(automaton), PROMPT, [])]))
+    slots.release(automaton.digest)
+    processor.update_state(update(moved=[(0, 1, MoveDirectionality.SWAP)]))
+    assert slots.slot_of(automaton.digest) is not None
+    processor.update_state(update(moved=[(1, 0, MoveDirectionality.UNIDIRECTIONAL)]))
+    assert slots.slot_of(automaton.digest) is None
+
+
+def test_a_damaged_file_is_refused_and_can_be_staged_again(
+    slots: ConstraintSlots, processor: GuardLogitsProcessor, tmp_path: Path
+) -> None:
+    automaton = Automaton.compile(["Granite"], processor.vocabulary)
     path = tmp_path / "list.safetensors"
     automaton.save(path)
-    data = bytearray(path.read_bytes())
+    whole = path.read_bytes()
+    data = bytearray(whole)
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ResidencyError):
-        constraint_store().stage(str(path), "0" * 64)
+    slots.stage(path, automaton.digest)
+    with pytest.raises(PackError):
+        wait(slots, automaton.digest)
+    path.write_bytes(whole)
+    slots.stage(path, automaton.digest)
+    wait(slots, automaton.digest)
+    assert slots.commit(automaton.digest) > 0
+    slots.release(automaton.digest)
 
 
 def test_masked_tokens_are_counted_by_slot(
-    processor: GuardLogitsProcessor, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
+    processor: GuardLogitsProcessor, slots: ConstraintSlots, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    store = constraint_store()
-    key = f"masked_tokens:{store.slot_of(automaton.digest)}"
-    before = store.counters().get(key, 0)
+    key = f"masked_tokens:{slots.slot_of(automaton.digest)}"
+    before = slots.counters().get(key, 0)
     processor.update_state(update([(0, guarded(automaton), PROMPT, tokenizer("Jaime Vas")["input_ids"])]))
     count = len(masked(processor)[0])
-    assert store.counters()[key] == before + count > before
+    assert slots.counters()[key] == before + count > before
+
+
+def test_on_the_v2_runner_an_ended_request_gives_its_automaton_back_at_once(
+    config: VllmConfig, tmp_path: Path
+) -> None:
+    state = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=4)
+    device = GuardLogitsProcessor(config, state)
+    slots = device.connect(VerifiedTickets(read_key()), 3, None)
+    automaton = Automaton.compile(["Jaime"], device.vocabulary)
+    load(slots, automaton, tmp_path)
+    assert device.add_request(2, guarded(automaton))
+    slots.release(automaton.digest)
+    assert slots.slot_of(automaton.digest) is not None
+    device.remove_request(2)
+    assert slots.slot_of(automaton.digest) is None
+    assert device.bank is not None and not device.bank.any_guarded(np.array([2]))
+    # the row's next request is not masked for its predecessor
+    assert not device.add_request(2, guarded(None))
+
+
+def test_a_v2_slot_that_is_used_again_without_an_end_keeps_no_reference(config: VllmConfig, tmp_path: Path) -> None:
+    state = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=4)
+    device = GuardLogitsProcessor(config, state)
+    slots = device.connect(VerifiedTickets(read_key()), 3, None)
+    automaton = Automaton.compile(["Jaime"], device.vocabulary)
+    load(slots, automaton, tmp_path)
+    device.add_request(1, guarded(automaton))
+    device.add_request(1, guarded(automaton))
+    slots.release(automaton.digest)
+    device.remove_request(1)
+    assert slots.slot_of(automaton.digest) is None

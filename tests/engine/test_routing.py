@@ -15,6 +15,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from guard.engine.ops import EngineBuffers
 from guard.engine.routing import PlanRouter
+from guard.engine.tickets import VerifiedTickets
 from guard.plan import Corruption, Plan
 from guard.ticket import read_key, sign
 
@@ -29,7 +30,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def router() -> PlanRouter:
     """Room for four requests."""
-    return PlanRouter(EngineBuffers.allocate(128, 4, torch.device("cpu")))
+    return PlanRouter(EngineBuffers.allocate(128, 4, torch.device("cpu")), VerifiedTickets(read_key()))
 
 
 def params(*ranges: tuple[int, int], **parts: Any) -> Any:
