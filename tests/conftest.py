@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,32 @@ from typing import Any
 import httpx
 import pytest
 
-START_S = 300.0
+from tests.progress import GaveUpError, Patience, Probe, Watched
+
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "from guard.service.cli.main import main; main()"
+# seconds that a server gets to end its requests and its engine
+STOP_S = 60.0
+# a test of one of these may be the one that starts it, and waits as long as it makes progress (tests/progress.py)
+STARTED_ONCE = {"server", "engine_results"}
+TEST_S = 900.0
+
+
+def pytest_configure() -> None:
+    """End on these signals as on an interrupt from the keyboard: fixtures end what they have started."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
+
+
+def _interrupted(number: int, _: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Give tests that may start a server or an engine the time for it."""
+    for item in items:
+        if STARTED_ONCE & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.timeout(Patience().ceiling_s + TEST_S))
 
 
 @dataclass(frozen=True)
@@ -80,28 +102,34 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     if not trained:
         _publish_demo(home, url)
         arguments = [str(random_model(home / "model")), "--served-model-name", "demo"]
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "serve", *arguments, "--port", str(port), "--max-model-len", "1024"],
-            env=guard_environment(home),
-            cwd=ROOT,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        _wait_until_ready(url, process, log_file)
+    command = [sys.executable, "-c", COMMAND, "serve", *arguments, "--port", str(port), "--max-model-len", "1024"]
+    with Watched(command, log_file, cwd=ROOT, environment=guard_environment(home)) as watched:
+        with httpx.Client(base_url=url, timeout=5.0) as client:
+            try:
+                watched.wait_until(lambda: readiness(client), "the server did not become ready")
+            except GaveUpError as error:
+                pytest.fail(str(error), pytrace=False)
         keys = json.loads((home / "demo_keys.json").read_text(encoding="utf-8"))
-        yield RunningServer(url, home, keys, process, log_file, trained)
-    finally:
-        already = process.poll()
-        process.send_signal(signal.SIGTERM)
-        try:
-            ended = process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            ended = process.wait()
-        if (already, ended) != (None, 0):
-            pytest.fail(f"the server did not stop cleanly after SIGTERM: {already or ended}\n{tail(log_file)}")
+        yield RunningServer(url, home, keys, watched.process, log_file, trained)
+        already = watched.process.poll()
+        left = watched.stop(STOP_S)
+        if (already, watched.process.returncode, left) != (None, 0, []):
+            pytest.fail(
+                f"the server did not stop cleanly after SIGTERM: exit code {watched.process.returncode}, "
+                f"{'ended before, ' if already is not None else ''}still running: {left}\n{tail(log_file)}"
+            )
+
+
+def readiness(client: httpx.Client) -> Probe:
+    """What `/readyz` says; ages are left out, because they grow by themselves."""
+    try:
+        reply = client.get("/readyz")
+        report = {name: value for name, value in reply.json().items() if not name.endswith("_age_s")}
+    except httpx.HTTPError as error:
+        return Probe(False, f"/readyz: {type(error).__name__}")
+    except (ValueError, AttributeError):
+        return Probe(False, f"/readyz: {reply.status_code}, no JSON object")
+    return Probe(reply.status_code == 200, f"/readyz: {reply.status_code} {json.dumps(report)}")
 
 
 def _publish_demo(home: Path, url: str) -> None:
@@ -112,20 +140,6 @@ def _publish_demo(home: Path, url: str) -> None:
     store, _ = open_store(load_settings({"GUARD_HOME": str(home)}))
     prepare_demo(store, home, url)
     store.close()
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log_file: Path) -> None:
-    deadline_s = time.monotonic() + START_S
-    while time.monotonic() < deadline_s:
-        if process.poll() is not None:
-            break
-        try:
-            if httpx.get(f"{url}/readyz", timeout=5.0).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    pytest.fail(f"the server did not become ready (exit code {process.poll()}):\n{tail(log_file)}")
 
 
 def tail(log_file: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.progress import GaveUpError, Watched
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUNDLED = ROOT / "guard/demo/model"
-TIMEOUT_S = 600
 
 Results = Callable[..., dict[str, Any]]
 
@@ -42,10 +42,10 @@ def _environment(runner: str) -> dict[str, str]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random model."""
     folder = tmp_path_factory.mktemp("tiny-model")
-    subprocess.run(  # noqa: S603
-        [sys.executable, str(HERE / "tiny_model.py"), str(folder)], check=True, cwd=ROOT, env=_environment("v1"),
-        timeout=TIMEOUT_S,
-    )
+    log = folder.with_suffix(".log")
+    failure = _finish([sys.executable, str(HERE / "tiny_model.py"), str(folder)], log, _environment("v1"))
+    if failure is not None or not (folder / "config.json").is_file():
+        pytest.fail(f"the tiny model was not made:\n{failure or log.read_text()[-6000:]}", pytrace=False)
     return folder
 
 
@@ -79,15 +79,18 @@ def _run(which: tuple[str, ...], model: Path, output: Path, cache: Path) -> dict
         environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     command = [sys.executable, str(HERE / "scenarios.py"), kind, runner, str(model), str(output), *flags]
     log = output.with_suffix(".log")
-    with log.open("w") as stream:
-        try:
-            subprocess.run(  # noqa: S603
-                command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT,
-                timeout=TIMEOUT_S, check=False,
-            )
-        except subprocess.TimeoutExpired:
-            stream.write(f"\nstopped after {TIMEOUT_S} s")
-    if not output.exists():
-        return log.read_text()[-6000:]
+    failure = _finish(command, log, environment)
+    if failure is not None or not output.exists():
+        return failure or log.read_text()[-6000:]
     found: dict[str, Any] = json.loads(output.read_text())
     return found
+
+
+def _finish(command: list[str], log: Path, environment: dict[str, str]) -> str | None:
+    """Let a command run to its end for as long as it makes progress; why it was given up, or None."""
+    with Watched(command, log, cwd=ROOT, environment=environment) as watched:
+        try:
+            watched.wait_for_end("it did not finish")
+        except GaveUpError as error:
+            return str(error)
+    return None
