@@ -15,14 +15,17 @@ _ABBREVIATIONS = frozenset({"dr", "mr", "mrs", "ms", "prof", "st", "jr", "sr", "
 
 
 class SentenceSplitter:
-    """Splits one text. A sentence is finished when what follows its full stop has arrived, or at the end of a line."""
+    """Splits one text. A sentence is finished when what follows its full stop has arrived, or at the end of a line.
 
-    def __init__(self) -> None:
-        self._pending = ""
+    `opened` is text before the first character that belongs to the first sentence (`unfinished` of what came before).
+    """
+
+    def __init__(self, opened: str = "") -> None:
+        self._pending = opened
 
     @property
     def pending(self) -> str:
-        """Text of the sentence that is not finished yet."""
+        """Text of the sentence that is not finished yet: all that a splitter knows of what it read."""
         return self._pending
 
     def feed(self, text: str) -> list[str]:
@@ -50,6 +53,13 @@ def split(text: str) -> list[str]:
     """All sentences of a complete text."""
     splitter = SentenceSplitter()
     return splitter.feed(text) + splitter.flush()
+
+
+def unfinished(text: str) -> str:
+    """The sentence that `text` ends in the middle of; a text that goes on there goes on with this sentence."""
+    splitter = SentenceSplitter()
+    splitter.feed(text)
+    return splitter.pending
 
 
 def _ended(sentence: str, following: str) -> bool:

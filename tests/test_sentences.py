@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guard.sentences import MAX_CHARACTERS, SentenceSplitter, split
+from guard.sentences import MAX_CHARACTERS, SentenceSplitter, split, unfinished
 
 TEXTS = st.text(max_size=80) | st.text(alphabet="aB .?!\n。\"')Dr", max_size=80)
 
@@ -19,6 +19,15 @@ def test_nothing_is_added_or_lost_and_pieces_do_not_matter(pieces: list[str]) ->
     found += splitter.flush()
     assert "".join(found) == "".join(pieces) and splitter.pending == ""
     assert found == split("".join(pieces))
+
+
+@given(TEXTS, TEXTS)
+def test_a_text_goes_on_with_the_sentence_that_was_not_finished_before_it(before: str, after: str) -> None:
+    earlier = SentenceSplitter()
+    earlier.feed(before)
+    later = SentenceSplitter(unfinished(before))
+    assert later.feed(after) == earlier.feed(after)
+    assert later.pending == earlier.pending
 
 
 @pytest.mark.parametrize(

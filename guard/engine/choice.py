@@ -1,121 +1,46 @@
 """One choice of a checked answer: hold back, compare, and roll back where a forbidden string appears.
 
-Text is released in whole tokens, and only when no forbidden string can begin in it. On a hit the engine's request is
-aborted and a new one continues from the last released token with the constraint on. Where that is impossible
-(structured output, stop strings, roll-backs used up) the answer ends with `finish_reason: "content_filter"`.
-
-Where sentences are compared by meaning as well, text also waits until its sentence is finished and was compared.
+On a hit the engine's request is aborted and a new one continues from the last released token with the constraint on.
+Where that is impossible (structured output, stop strings, roll-backs used up) the answer ends with
+`finish_reason: "content_filter"`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine.admission import Admission, Gate, OutputCheck, RequestContext
-from guard.errors import ConfigurationError, DetectorError, RequestRefused
-from guard.sentences import SentenceSplitter
-from guard.stream import OutputMatcher
+from guard.engine.admission import Leave, OutputCheck
+from guard.engine.generation import Generation
+from guard.engine.hold_back import HoldBack
+from guard.errors import DetectorError, RequestRefused
 
 CONTENT_FILTER = "content_filter"
 _SEED_STEP = 1_000_003
 
-Start = Callable[[Sequence[int], Admission, SamplingParams, str], AsyncGenerator[RequestOutput, None]]
 Delta = tuple[RequestOutput, CompletionOutput]
 
 
-class HoldBack:
-    """Tokens whose text is not yet known to be clean. Deltas go in as they come and out in whole tokens."""
-
-    def __init__(self, check: OutputCheck, seed: str) -> None:
-        self._matcher = OutputMatcher(check.patterns, check.exempt, seed)
-        self._waiting: deque[CompletionOutput] = deque()
-        self._clean_characters = 0
-        self._splitter = SentenceSplitter() if check.targets else None
-        # a sentence that began in the seed is compared as a whole, but only its new part waits here
-        self._compared_characters = 0
-        if self._splitter is not None:
-            self._splitter.feed(seed)
-            self._compared_characters = -len(self._splitter.pending)
-        self._sentences: deque[str] = deque()
-
-    @property
-    def waiting_tokens(self) -> int:
-        """Number of tokens held back now."""
-        return sum(len(delta.token_ids) for delta in self._waiting)
-
-    def push(self, delta: CompletionOutput) -> bool:
-        """Take a delta; True when its text completes a forbidden string."""
-        released = self._matcher.feed(delta.text)
-        self._clean_characters += len(released.text)
-        self._waiting.append(delta)
-        if self._splitter is not None:
-            self._sentences.extend(self._splitter.feed(delta.text))
-            if delta.finish_reason is not None:
-                self._sentences.extend(self._splitter.flush())
-        if released.hit or delta.finish_reason is None:
-            return released.hit
-        if isinstance(delta.stop_reason, str) and self._matcher.feed(delta.stop_reason).hit:
-            # the stop string is cut off, but an answer that ends just there would confirm a guess
-            before_end = sum(len(waiting.text) for waiting in self._waiting) - 1
-            self._clean_characters = min(self._clean_characters, before_end)
-            return True
-        rest = self._matcher.flush()
-        self._clean_characters += len(rest.text)
-        return rest.hit
-
-    def next_sentence(self) -> str | None:
-        """The first finished sentence that was not compared yet."""
-        return self._sentences[0] if self._sentences else None
-
-    def passed(self) -> None:
-        """The sentence that `next_sentence` gave is clean."""
-        self._compared_characters += len(self._sentences.popleft())
-
-    def pop_clean(self) -> list[CompletionOutput]:
-        """Deltas whose whole text is clean. A token without text waits for the text it is a part of."""
-        count, end = 0, 0
-        limit = self._clean_characters
-        if self._splitter is not None:
-            limit = min(limit, self._compared_characters)
-        for position, delta in enumerate(self._waiting, start=1):
-            end += len(delta.text)
-            if end > limit:
-                break
-            if delta.text or delta.finish_reason is not None:
-                count = position
-        clean = [self._waiting.popleft() for _ in range(count)]
-        characters = sum(len(delta.text) for delta in clean)
-        self._clean_characters -= characters
-        self._compared_characters -= characters
-        return clean
-
-
 class CheckedChoice:
-    """Runs choice `index` of a request; `start` begins one generation in the engine."""
+    """Runs choice `index` of an admitted generation in `engine`, an `EngineClient`."""
 
-    def __init__(
-        self, start: Start, gate: Gate, context: RequestContext, admission: Admission, prompt_ids: tuple[int, ...],
-        params: SamplingParams, request_id: str, index: int,
-    ) -> None:
-        if admission.check is None:
-            raise ConfigurationError("a checked choice needs an output check")
-        self._start, self._gate, self._context = start, gate, context
-        self._admission, self._check = admission, admission.check
-        self._prompt_ids, self._params, self._request_id, self._index = prompt_ids, params, request_id, index
+    def __init__(self, engine: Any, leave: Leave, check: OutputCheck, generation: Generation, index: int) -> None:
+        self._engine, self._leave, self._generation, self._index = engine, leave, generation, index
+        # its own from the start: another choice may be continued with another admission before this one begins
+        self._admission = leave.admission
+        self._max_rollbacks = check.max_rollbacks
+        self._hold_back = HoldBack(check)
         self._accepted: list[int] = []
-        self._text = ""
         self._last: RequestOutput | None = None
 
     async def run(self) -> AsyncGenerator[Delta, None]:
         """Deltas of the answer; the last one has a finish reason."""
-        for attempt in range(self._check.max_rollbacks + 1):
+        for attempt in range(self._max_rollbacks + 1):
             finished = False
             try:
                 async with aclosing(self._attempt(attempt)) as deltas:
@@ -127,48 +52,50 @@ class CheckedChoice:
                 break
             if finished:
                 return
-            self._gate.count_output(self._context, rollbacks=1)
-            if attempt == self._check.max_rollbacks or not await self._can_resume():
+            if attempt == self._max_rollbacks or not await self._can_resume():
                 break
-        self._gate.count_output(self._context, filtered=1)
+            self._hold_back.roll_back()
+            self._leave.count_output(rollbacks=1)
+        self._leave.count_output(filtered=1)
         yield self._end(CONTENT_FILTER)
 
     async def _attempt(self, attempt: int) -> AsyncGenerator[Delta, None]:
         """One generation, up to its end or the first forbidden string."""
-        params = self._attempt_params(attempt)
-        if params.max_tokens is not None and params.max_tokens < 1:
+        part = self._part(attempt)
+        if part.params.max_tokens is not None and part.params.max_tokens < 1:
             yield self._end("length")
             return
-        first = attempt == 0 and self._params.n == 1
-        name = self._request_id if first else f"{self._request_id}-{self._index}-{attempt}"
-        hold_back = HoldBack(self._check, self._check.seed + self._text)
-        stream = self._start((*self._prompt_ids, *self._accepted), self._admission, params, name)
-        try:
+        async with aclosing(part.start(self._engine, self._admission)) as stream:
             async for output in stream:
                 self._last = output
                 if not output.outputs:
                     continue
-                hit = hold_back.push(output.outputs[0]) or await self._similar(hold_back)
-                clean = hold_back.pop_clean()
+                hit = self._hold_back.push(output.outputs[0]) or await self._similar()
+                clean = self._hold_back.pop_clean()
                 if clean:
                     yield output, self._release(clean)
-                if hold_back.waiting_tokens:
-                    self._gate.count_output(self._context, held_back=len(output.outputs[0].token_ids))
+                if self._hold_back.waits:
+                    self._leave.count_output(held_back=len(output.outputs[0].token_ids))
                 if hit:
                     return
-        finally:
-            await stream.aclose()
 
-    async def _similar(self, hold_back: HoldBack) -> bool:
+    async def _similar(self) -> bool:
         """Compare finished sentences up to the first that means an answer. Raises DetectorError."""
-        while (sentence := hold_back.next_sentence()) is not None:
-            if await self._gate.similar(self._context, self._admission, sentence):
+        while (sentence := self._hold_back.next_sentence()) is not None:
+            if await self._leave.similar(sentence):
                 return True
-            hold_back.passed()
+            self._hold_back.passed()
         return False
 
+    def _part(self, attempt: int) -> Generation:
+        """What the engine is asked for in this attempt."""
+        whole = self._generation
+        first = attempt == 0 and whole.params.n == 1
+        name = whole.request_id if first else f"{whole.request_id}-{self._index}-{attempt}"
+        return whole.part(self._tokens_so_far(), self._attempt_params(attempt), name)
+
     def _attempt_params(self, attempt: int) -> SamplingParams:
-        own = copy.copy(self._params)
+        own = copy.copy(self._generation.params)
         own.n = 1
         own.output_kind = RequestOutputKind.DELTA
         if own.max_tokens is not None:
@@ -180,16 +107,18 @@ class CheckedChoice:
         return own
 
     async def _can_resume(self) -> bool:
+        params = self._generation.params
         # a grammar restarts at a new prompt; a stop string makes text lag behind its tokens
-        if self._params.structured_outputs is not None or (self._params.stop and self._accepted):
+        if params.structured_outputs is not None or (params.stop and self._accepted):
             return False
         try:
-            self._admission = await self._gate.resume(
-                self._context, self._admission, (*self._prompt_ids, *self._accepted)
-            )
+            self._admission = await self._leave.resume(self._tokens_so_far())
         except RequestRefused:
             return False
         return True
+
+    def _tokens_so_far(self) -> tuple[int, ...]:
+        return (*self._generation.token_ids, *self._accepted)
 
     def _release(self, clean: list[CompletionOutput]) -> CompletionOutput:
         """Join clean deltas into one and remember them as the point to resume from."""
@@ -202,15 +131,15 @@ class CheckedChoice:
             entries: list[Any] = [entry for delta in clean for entry in delta.logprobs or ()]
             merged.logprobs = entries
         self._accepted.extend(merged.token_ids)
-        self._text += merged.text
         return merged
 
     def _end(self, reason: str) -> Delta:
+        whole = self._generation
         template = self._last or RequestOutput(
-            request_id=self._request_id, prompt=None, prompt_token_ids=list(self._prompt_ids), prompt_logprobs=None,
+            request_id=whole.request_id, prompt=None, prompt_token_ids=list(whole.token_ids), prompt_logprobs=None,
             outputs=[], finished=True,
         )
-        logprobs: list[Any] | None = [] if self._params.logprobs is not None else None
+        logprobs: list[Any] | None = [] if whole.params.logprobs is not None else None
         return template, CompletionOutput(
             index=self._index, text="", token_ids=[], cumulative_logprob=None, logprobs=logprobs, finish_reason=reason
         )

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine.admission import CURRENT_REQUEST, Admission, OutputCheck, RequestContext
+from guard.engine.admission import CURRENT_REQUEST, Admission, Leave, OutputCheck, RequestContext
 from guard.engine.client import GuardedEngineClient
 from guard.errors import RequestRefused
 from guard.plan import Constraint, Plan
 from guard.policy import Target, TenantSpec, tenant_of
+from guard.sentences import unfinished
+from guard.stream import OutputMatcher, PatternSet
 
 ACME = tenant_of(TenantSpec(name="acme", targets=(Target(name="Ada"),)), 2)
 OPEN = tenant_of(TenantSpec(name="open"), 1)
@@ -28,46 +31,62 @@ class ScriptedGate:
     """Admits everything with `patterns`; a resumed request has the constraint on."""
 
     def __init__(
-        self, patterns: tuple[str, ...], *, max_rollbacks: int = 2, refuse: bool = False,
-        similar: Callable[[str], bool] | None = None,
+        self, patterns: tuple[str, ...], *, max_rollbacks: int = 2, refuse: bool = False, resumes: bool = True,
+        similar: Callable[[str], bool] | None = None, before: str = "",
     ) -> None:
         self.similar_to, self.compared = similar, list[str]()
-        self.patterns, self.max_rollbacks, self.refuse = patterns, max_rollbacks, refuse
+        self.refuse, self.resumes = refuse, resumes
         self.counts = {"held_back": 0, "rollbacks": 0, "filtered": 0}
         self.finished = 0
         self.resumed: list[list[int]] = []
-
-    def _admission(self, token_ids: Sequence[int], *, constrained: bool, salt: str) -> Admission:
-        rule = Constraint(digest="d", start=0) if constrained else None
-        plan = Plan(tenant_index=2, policy_version="v", prompt_length=len(token_ids), constraint=rule)
-        targets = () if self.similar_to is None else (0,)
-        return Admission(plan, "ticket", salt, OutputCheck(self.patterns, frozenset(), "", self.max_rollbacks, targets))
-
-    async def similar(self, context: RequestContext, admission: Admission, sentence: str) -> bool:
-        await asyncio.sleep(0)
-        self.compared.append(sentence)
-        return self.similar_to is not None and self.similar_to(sentence)
+        matcher = OutputMatcher(PatternSet.compile(patterns), seed=before)
+        targets = () if similar is None else (0,)
+        self.check = OutputCheck(matcher, max_rollbacks, targets, unfinished(before))
 
     def admit_now(self, context: RequestContext, token_ids: Sequence[int]) -> Admission | None:
         if context.tenant.guarded:
             return None
         return Admission(Plan(tenant_index=1, policy_version="v", prompt_length=len(token_ids)), "open-ticket", "salt")
 
-    async def admit(self, context: RequestContext, token_ids: Sequence[int]) -> Admission:
+    @asynccontextmanager
+    async def admitted(self, context: RequestContext, token_ids: Sequence[int]) -> AsyncGenerator[Leave, None]:
+        await asyncio.sleep(0)
         if self.refuse:
             raise RequestRefused("no", code="content_filter")
-        return self._admission(token_ids, constrained=False, salt="salt")
+        try:
+            yield ScriptedLeave(self, token_ids)
+        finally:
+            await asyncio.sleep(0)
+            self.finished += 1
 
-    async def resume(self, context: RequestContext, admission: Admission, token_ids: Sequence[int]) -> Admission:
-        self.resumed.append(list(token_ids))
-        return self._admission(token_ids, constrained=True, salt="salt")
 
-    def finish(self, context: RequestContext, admission: Admission) -> None:
-        self.finished += 1
+class ScriptedLeave:
+    """One generation that a `ScriptedGate` admitted."""
 
-    def count_output(self, context: RequestContext, **counts: int) -> None:
-        for name, value in counts.items():
-            self.counts[name] += value
+    def __init__(self, gate: ScriptedGate, token_ids: Sequence[int]) -> None:
+        self._gate = gate
+        self.admission = self._admit(token_ids, constrained=False)
+
+    async def resume(self, token_ids: Sequence[int]) -> Admission:
+        if not self._gate.resumes:
+            raise RequestRefused("gone", status=503)
+        self._gate.resumed.append(list(token_ids))
+        self.admission = self._admit(token_ids, constrained=True)
+        return self.admission
+
+    async def similar(self, sentence: str) -> bool:
+        await asyncio.sleep(0)
+        self._gate.compared.append(sentence)
+        return self._gate.similar_to is not None and self._gate.similar_to(sentence)
+
+    def count_output(self, *, held_back: int = 0, rollbacks: int = 0, filtered: int = 0) -> None:
+        for name, value in (("held_back", held_back), ("rollbacks", rollbacks), ("filtered", filtered)):
+            self._gate.counts[name] += value
+
+    def _admit(self, token_ids: Sequence[int], *, constrained: bool) -> Admission:
+        rule = Constraint(digest="d", start=0) if constrained else None
+        plan = Plan(tenant_index=2, policy_version="v", prompt_length=len(token_ids), constraint=rule)
+        return Admission(plan, "ticket", "salt", self._gate.check)
 
 
 class ScriptedEngine:

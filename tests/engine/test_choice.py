@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine.admission import CURRENT_REQUEST, Admission, RequestContext
+from guard.engine.admission import CURRENT_REQUEST, RequestContext
 from guard.engine.client import GuardedEngineClient
-from guard.errors import RequestRefused
 from tests.engine.scripted_answers import ACME, PROMPT, ScriptedEngine, ScriptedGate, outputs, text
 
 
@@ -75,7 +74,43 @@ async def test_used_up_rollbacks_end_with_content_filter() -> None:
     assert text(found) == "Well,Well,Well,"
     assert found[-1].outputs[0].finish_reason == "content_filter"
     assert len(engine.requests) == 3
-    assert gate.counts == {"held_back": gate.counts["held_back"], "rollbacks": 3, "filtered": 1}
+    # the third hit ended the answer, it was not rolled back
+    assert gate.counts == {"held_back": gate.counts["held_back"], "rollbacks": 2, "filtered": 1}
+
+
+async def test_a_string_that_began_before_a_roll_back_is_not_completed_after_it() -> None:
+    def script(says: Sequence[int], constrained: bool) -> list[str]:
+        return [" the", " blue", " sky"] if constrained else ["Over", " alpha", " seven"]
+
+    gate = ScriptedGate(("alpha seven", "over the blue sky"), max_rollbacks=1)
+    found, engine = await outputs(script, gate)
+    assert text(found) == "Over"
+    assert [choice.finish_reason for choice in found[-1].outputs] == ["content_filter"]
+    assert len(engine.requests) == 2 and gate.counts["rollbacks"] == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["al", "pha", " ", "seven", "a", "x", " alpha", "."]), min_size=1, max_size=8))
+async def test_after_a_roll_back_the_whole_answer_is_clean(pieces: list[str]) -> None:
+    from guard.classifiers.normalize import mask_form
+
+    def script(says: Sequence[int], constrained: bool) -> list[str]:
+        return pieces if constrained else ["one", " al", "pha", " seven"]
+
+    found, _ = await outputs(script, ScriptedGate(("alpha seven", "one a x")), max_tokens=100)
+    said = f" {mask_form(text(found))}"
+    assert " alpha seven" not in said and " one a x" not in said
+    assert text(found).startswith("one")
+
+
+async def test_a_string_that_began_before_the_answer_is_not_completed_in_it() -> None:
+    def script(says: Sequence[int], constrained: bool) -> list[str]:
+        return [" six", "."] if constrained else [" seven"]
+
+    gate = ScriptedGate(("alpha seven",), before="Repeat: alpha")
+    found, engine = await outputs(script, gate)
+    assert text(found) == " six."
+    assert gate.counts["rollbacks"] == 1 and len(engine.requests) == 2
 
 
 async def test_a_stop_string_forbids_resuming_a_begun_answer() -> None:
@@ -84,39 +119,63 @@ async def test_a_stop_string_forbids_resuming_a_begun_answer() -> None:
     assert found[-1].outputs[0].finish_reason == "content_filter"
     assert text(found) == "The code is"
     assert len(engine.requests) == 1
+    assert gate.counts["rollbacks"] == 0 and gate.counts["filtered"] == 1
+
+
+class Stopping(ScriptedEngine):
+    """Says `pieces`, and then the stop string, which the engine cuts off."""
+
+    def __init__(self, pieces: Sequence[str], stop: str) -> None:
+        super().__init__(lambda *_: [])
+        self.pieces, self.stop = pieces, stop
+
+    async def generate(self, prompt: Any, params: SamplingParams, request_id: str) -> AsyncGenerator[Any, None]:
+        self.requests.append((prompt, params, request_id))
+        for left, piece in zip(reversed(range(len(self.pieces))), self.pieces, strict=True):
+            token = CompletionOutput(0, piece, [100], None, None, finish_reason=None if left else "stop")
+            token.stop_reason = None if left else self.stop
+            yield RequestOutput(request_id, None, PROMPT, None, [token], not left)
+
+    async def outputs(self, gate: ScriptedGate) -> list[RequestOutput]:
+        """All that the client yields."""
+        token = CURRENT_REQUEST.set(RequestContext("r", ACME))
+        params = SamplingParams(output_kind=RequestOutputKind.DELTA, stop=[self.stop])
+        client = GuardedEngineClient(self, gate)
+        try:
+            return [output async for output in client.generate({"prompt_token_ids": PROMPT}, params, "r-1")]
+        finally:
+            CURRENT_REQUEST.reset(token)
 
 
 @pytest.mark.parametrize("stop", ["seven", "alpha seven", "is alpha seven", "alpha"])
 async def test_a_stop_string_that_guesses_ends_like_any_other(stop: str) -> None:
-    """The engine cuts a stop string off; ending where a forbidden string began would confirm the guess."""
-
-    class Stopping(ScriptedEngine):
-        async def generate(self, prompt: Any, params: SamplingParams, request_id: str) -> AsyncGenerator[Any, None]:
-            self.requests.append((prompt, params, request_id))
-            whole = "The code is alpha seven"
-            for piece, reason in (("The ", None), (whole[4 : whole.index(stop)], "stop")):
-                token = CompletionOutput(0, piece, [100], None, None, finish_reason=reason)
-                token.stop_reason = stop if reason else None
-                yield RequestOutput(request_id, None, PROMPT, None, [token], reason is not None)
-
-    engine = Stopping(lambda *_: [])
-    client = GuardedEngineClient(engine, ScriptedGate(("alpha seven",)))
-    token = CURRENT_REQUEST.set(RequestContext("r", ACME))
-    params = SamplingParams(output_kind=RequestOutputKind.DELTA, stop=[stop])
-    found = [output async for output in client.generate({"prompt_token_ids": PROMPT}, params, "r-1")]
-    CURRENT_REQUEST.reset(token)
+    """Ending where a forbidden string began would confirm the guess."""
+    whole = "The code is alpha seven"
+    found = await Stopping(("The ", whole[4 : whole.index(stop)]), stop).outputs(ScriptedGate(("alpha seven",)))
     complete = stop.endswith("seven")
     assert found[-1].outputs[0].finish_reason == ("content_filter" if complete else "stop")
     assert "alpha" not in text(found) and found[-1].outputs[0].stop_reason is None
 
 
-async def test_a_refused_resume_ends_with_content_filter() -> None:
-    class Failing(ScriptedGate):
-        async def resume(self, context: RequestContext, admission: Admission, token_ids: Sequence[int]) -> Admission:
-            raise RequestRefused("gone", status=503)
+@pytest.mark.parametrize("pieces", [("Pick ", "option a"), ("Pick option a",), ("Pick option", " a", "")])
+@pytest.mark.parametrize("stop", ["\n", " or", "lpha six"])
+async def test_a_stop_string_that_completes_nothing_releases_what_waited_for_it(
+    pieces: tuple[str, ...], stop: str
+) -> None:
+    """The last word may begin a forbidden string, but the answer ends there."""
+    gate = ScriptedGate(("alpha seven",))
+    engine = Stopping(pieces, stop)
+    found = await engine.outputs(gate)
+    assert text(found) == "Pick option a"
+    assert [choice.finish_reason for choice in found[-1].outputs] == ["stop"]
+    assert len(engine.requests) == 1 and gate.counts["rollbacks"] == gate.counts["filtered"] == 0
 
-    found, _ = await outputs(rolling, Failing(("alpha seven",)))
+
+async def test_a_refused_resume_ends_with_content_filter() -> None:
+    gate = ScriptedGate(("alpha seven",), resumes=False)
+    found, _ = await outputs(rolling, gate)
     assert found[-1].outputs[0].finish_reason == "content_filter"
+    assert gate.counts["rollbacks"] == 0 and gate.counts["filtered"] == 1
 
 
 async def test_choices_roll_back_one_by_one() -> None:

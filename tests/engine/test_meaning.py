@@ -9,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.sampling_params import RequestOutputKind
 
-from guard.engine.admission import OutputCheck
-from guard.engine.choice import HoldBack
 from guard.errors import DetectorError
 from tests.engine.scripted_answers import PROMPT, ScriptedGate, outputs, text
 
@@ -86,12 +84,19 @@ async def test_a_sentence_that_was_begun_before_a_roll_back_is_compared_as_a_who
     assert gate.compared[-1] == "It was here, they say."
 
 
+async def test_a_sentence_that_began_before_the_answer_is_compared_as_a_whole() -> None:
+    gate = ScriptedGate((), similar=secret, before="Go on. The sec")
+    found, _ = await outputs(lambda *_: ["ret", " is", " out", ".", " So"], gate)
+    assert text(found) == ""
+    assert gate.compared == [" The secret is out."] * 3
+    assert found[-1].outputs[0].finish_reason == "content_filter"
+
+
 async def test_answers_that_are_not_compared_are_not_split() -> None:
     gate = ScriptedGate(("zzz",))
     found, _ = await outputs(lambda *_: ["One", " two", "."], gate)
     assert [choice.text for output in found for choice in output.outputs] == ["One", " two", "."]
     assert not gate.compared
-    assert HoldBack(OutputCheck(("zzz",), frozenset(), "", 0), "").next_sentence() is None
 
 
 @settings(max_examples=80, deadline=None)
