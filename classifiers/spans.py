@@ -1,18 +1,18 @@
 """From the engine's token ids to text and back: what the model really reads, with a character range per token.
 
-Exact for byte-level BPE, whose tokens may hold parts of a character: such tokens share that character's range. The
-pieces of SentencePiece vocabularies and byte fallback are handled the same way, as bytes. Special tokens and the fixed
-strings of the chat template are marked, so that neither is classified or corrupted.
+Exact for tokens that hold parts of a character: they share that character's range. What a token stands for is read by
+`token_bytes`. Special tokens and the fixed strings of the chat template are marked, so that neither is classified or
+corrupted.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from guard.classifiers.token_bytes import read_tokenizer
 from guard.verdict import DecodedPrompt, Span
 
 _REPLACEMENT = "\ufffd"
@@ -25,8 +25,9 @@ class PromptDecoder:
     """Decodes prompts of one tokenizer (a Hugging Face fast tokenizer). Thread-safe."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._pieces = _token_bytes(tokenizer)
-        self._special = frozenset(_special_ids(tokenizer))
+        read = read_tokenizer(tokenizer)
+        self._pieces = [piece or b"" for piece in read.pieces]
+        self._special = read.special_ids
         special_texts = [self._pieces[i].decode("utf-8", "replace") for i in self._special if i < len(self._pieces)]
         self._markers, self._user_header = _template_markers(tokenizer, special_texts)
 
@@ -156,40 +157,6 @@ def _decode_damaged(data: bytes) -> tuple[str, np.ndarray[Any, np.dtype[np.int64
 def _character_index(data: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
     values = np.frombuffer(data, np.uint8)
     return np.cumsum((values & 0xC0) != 0x80, dtype=np.int64) - 1
-
-
-def _special_ids(tokenizer: Any) -> set[int]:
-    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | {int(index) for index in tokenizer.all_special_ids}
-
-
-def _token_bytes(tokenizer: Any) -> list[bytes]:
-    """Bytes of every token id; special and added tokens give their literal text."""
-    added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
-    vocabulary = tokenizer.get_vocab()
-    decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
-    byte_level = "ByteLevel" in json.dumps(decoder)
-    alphabet = _byte_alphabet()
-    pieces = [b""] * (max([*vocabulary.values(), *added, -1]) + 1)
-    for token, index in vocabulary.items():
-        if index in added:
-            pieces[index] = added[index].encode()
-        elif byte_level:
-            mapped = [alphabet.get(character) for character in token]
-            pieces[index] = token.encode() if None in mapped else bytes(b for b in mapped if b is not None)
-        elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            pieces[index] = bytes([int(token[3:5], 16)])
-        else:
-            pieces[index] = token.replace("\u2581", " ").encode()
-    return pieces
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The printable characters by which byte-level BPE writes the 256 bytes (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    alphabet = {chr(byte): byte for byte in printable}
-    others = (byte for byte in range(256) if byte not in set(printable))
-    return alphabet | {chr(256 + rank): byte for rank, byte in enumerate(others)}
 
 
 def _template_markers(tokenizer: Any, special_texts: Sequence[str]) -> tuple[tuple[str, ...], str]:

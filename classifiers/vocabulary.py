@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
-import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -19,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.classifiers.normalize import SEPARATOR, fold_character
+from guard.classifiers.token_bytes import read_tokenizer
 from guard.classifiers.trie import SEPARATOR_CODE, Ints, code_points
 from guard.errors import ConfigurationError
 
 HASH_BASE = np.uint64(0x9E3779B97F4A7C15)
 SPECIAL, HAS_REST = 1, 2
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_WORD_MARK = "\u2581"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +66,10 @@ class Vocabulary:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> Vocabulary:
-        """Read a Hugging Face fast tokenizer: byte-level BPE, SentencePiece style, with or without byte fallback."""
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ConfigurationError("constrained decoding needs a fast tokenizer (tokenizer.json)")
-        description = json.loads(backend.to_str())
-        added = {entry["id"]: entry for entry in description.get("added_tokens", ())}
-        special = {token_id for token_id, entry in added.items() if entry["special"]} | set(tokenizer.all_special_ids)
-        byte_level = '"ByteLevel"' in json.dumps([description.get("decoder"), description.get("pre_tokenizer")])
-        pieces: dict[str, int] = tokenizer.get_vocab()
-        tokens: list[bytes | None] = [None] * (max(pieces.values()) + 1)
-        for piece, token_id in pieces.items():
-            if token_id in special:
-                continue
-            if token_id in added:
-                tokens[token_id] = piece.encode()
-            else:
-                tokens[token_id] = _byte_level(piece) if byte_level else _sentence_piece(piece)
-        eos = tokenizer.eos_token_id
-        return cls(tokens, frozenset(special), () if eos is None else (int(eos),))
+        """Read a Hugging Face fast tokenizer. Special tokens have no text here."""
+        read = read_tokenizer(tokenizer)
+        tokens = [None if index in read.special_ids else piece for index, piece in enumerate(read.pieces)]
+        return cls(tokens, read.special_ids, read.eos_ids)
 
     def rest(self, token_id: int) -> list[int]:
         """Code points of the mask form after the head."""
@@ -209,26 +191,6 @@ def _leading_continuation(token: bytes) -> int:
     while count < min(3, len(token)) and 0x80 <= token[count] < 0xC0:
         count += 1
     return count
-
-
-def _sentence_piece(piece: str) -> bytes:
-    byte = _BYTE_TOKEN.fullmatch(piece)
-    return bytes([int(byte[1], 16)]) if byte else piece.replace(_WORD_MARK, " ").encode()
-
-
-def _byte_level(piece: str) -> bytes:
-    table = _byte_of_character()
-    return bytes(table[c] for c in piece) if all(c in table for c in piece) else piece.encode()
-
-
-@lru_cache(maxsize=1)
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes. Source: openai/gpt-2, encoder.py."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(byte): byte for byte in printable}
-    others = (byte for byte in range(256) if byte not in set(printable))
-    table.update({chr(256 + index): byte for index, byte in enumerate(others)})
-    return table
 
 
 def _group(hashes: NDArray[np.uint64], active: NDArray[np.int64]) -> Prefixes:

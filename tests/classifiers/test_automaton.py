@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from guard.classifiers.automaton import START, Automaton, State
 from guard.classifiers.normalize import fold_character, mask_form
-from guard.classifiers.vocabulary import Vocabulary, _byte_level, _sentence_piece, fold_table, pack_bytes, unpack_bytes
+from guard.classifiers.token_bytes import read_tokenizer
+from guard.classifiers.vocabulary import Vocabulary, fold_table, pack_bytes, unpack_bytes
 from guard.errors import PackError
 from tests.classifiers.vocabularies import tokenizer
 
@@ -58,11 +59,11 @@ def disguise(pattern: str, rng: random.Random) -> str:
 
 
 def pieces_of(kind: str) -> dict[bytes, list[int]]:
-    read = _sentence_piece if kind == "sentencepiece" else _byte_level
+    read = read_tokenizer(tokenizer(kind))
     found: dict[bytes, list[int]] = {}
-    for piece, token in tokenizer(kind).get_vocab().items():
-        if token not in vocabulary(kind).special_ids:
-            found.setdefault(read(piece), []).append(token)
+    for token, piece in enumerate(read.pieces):
+        if piece is not None and token not in read.special_ids:
+            found.setdefault(piece, []).append(token)
     return found
 
 
