@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, insert, select
@@ -37,16 +37,26 @@ def record(
     connection: Connection, actor: str, action: str, tenant: str, detail: Mapping[str, str | int] | None = None
 ) -> None:
     """Write one event in the caller's transaction, so that a change and its trace stand or fall together."""
-    connection.execute(
-        insert(tables.audit_event).values(
-            time_s=time.time(), actor=actor[:200], action=action, tenant=tenant,
-            detail=json.dumps(dict(detail or {}), sort_keys=True),
-        )
-    )
+    record_many(connection, actor, [(action, tenant, detail or {})])
 
 
-def read_events(connection: Connection, limit: int = 100) -> tuple[AuditEvent, ...]:
-    """The newest `limit` events, newest first."""
+def record_many(
+    connection: Connection, actor: str, events: Sequence[tuple[str, str, Mapping[str, str | int]]]
+) -> None:
+    """Write events, each (action, tenant, detail), in their order and in the caller's transaction."""
+    now_s = time.time()
+    rows = [
+        {"time_s": now_s, "actor": actor[:200], "action": action, "tenant": tenant,
+         "detail": json.dumps(dict(detail), sort_keys=True)}
+        for action, tenant, detail in events
+    ]
+    if rows:
+        connection.execute(insert(tables.audit_event), rows)
+
+
+def read_events(connection: Connection, limit: int = 100, tenant: str | None = None) -> tuple[AuditEvent, ...]:
+    """The newest `limit` events, newest first; with `tenant` only those of the tenant with that name."""
     table = tables.audit_event
-    rows = connection.execute(select(table).order_by(table.c.id.desc()).limit(limit))
+    query = select(table).order_by(table.c.id.desc()).limit(limit)
+    rows = connection.execute(query if tenant is None else query.where(table.c.tenant == tenant))
     return tuple(AuditEvent(row.time_s, row.actor, row.action, row.tenant, json.loads(row.detail)) for row in rows)

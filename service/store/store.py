@@ -7,9 +7,8 @@ StoreError when the database cannot be read or written; nothing is ever half app
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,23 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, Row, and_, insert, select, update
 
 from guard.errors import StoreError
-from guard.policy import Policy, Snapshot, Target, Tenant, TenantFile, TenantSpec, tenant_of
+from guard.policy import Snapshot, Tenant, TenantFile
 from guard.service.store import audit, tables
 from guard.service.store.database import DATABASE_FILE, connect, create_sqlite_file, describe, store_errors
 from guard.service.store.edit_resolution import resolve_edits
 from guard.service.store.engine_record import EngineRecord, read_engine, write_engine
 from guard.service.store.keys import ApiKey, generate_key, hash_key
 from guard.service.store.pack_records import PackRecord, add_pack, read_packs, remove_pack, users_of
-from guard.service.store.publishing import Change, publish_tenant
+from guard.service.store.publishing import Change, publish_tenants
+from guard.service.store.reading import Reading, read_store, read_tenant
+from guard.service.store.revisions import (
+    chunks,
+    create_state,
+    raise_revision,
+    read_revision,
+    schema_version,
+    upgrade,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +66,8 @@ class Store:
         self._pepper = pepper
         self._engine: Engine = connect(url)
         self._writer = self._engine.execution_options(guard_writes=True)
-        # versions are immutable, so a parsed tenant is good for ever; without this every reload parses every list
-        self._parsed: dict[tuple[int, str], Tenant] = {}
+        # the last snapshot: the next one reads only what has changed since
+        self._last: Reading | None = None
 
     @property
     def location(self) -> str:
@@ -74,12 +82,8 @@ class Store:
         with store_errors(self.location, "set up"):
             create_sqlite_file(self._engine.url)
             with self._writer.begin() as connection:
-                tables.state.create(connection, checkfirst=True)
-                if connection.execute(select(tables.state.c.schema_version)).scalar() is None:
-                    # every version so far has only added tables, so that one step brings any of them up to date
-                    values = {"id": 1, "schema_version": 0, "revision": 1}
-                    connection.execute(insert(tables.state).values(values))
-                _upgrade(connection)
+                create_state(connection)
+                upgrade(connection)
         self.revision()
 
     def close(self) -> None:
@@ -89,21 +93,22 @@ class Store:
     def revision(self) -> int:
         """Number of the last change; one primary-key read."""
         with store_errors(self.location, "read"), self._engine.connect() as connection:
-            return _read_revision(connection)
+            return read_revision(connection)
 
     def snapshot(self) -> Snapshot:
-        """All tenants and live keys, read in one transaction. Raises StoreError rather than leave anything out."""
+        """All tenants and live keys, read in one transaction. Raises StoreError rather than leave anything out.
+
+        After the first call only what has changed is read: the other tenants are the objects of the last snapshot.
+        """
         with store_errors(self.location, "read"), self._engine.connect() as connection:
-            revision = _read_revision(connection)
-            rows = connection.execute(select(tables.tenant).where(tables.tenant.c.deleted_s.is_(None))).all()
-            tenants = {row.name: self._tenant(connection, row) for row in rows}
-            live = {(tenant.index, tenant.policy_version): tenant for tenant in tenants.values()}
-            names = {tenant.index: tenant.name for tenant in tenants.values()}
-            key = tables.api_key
-            found = connection.execute(select(key.c.hash, key.c.tenant_index).where(key.c.revoked_s.is_(None)))
-            keys = {row.hash: names[row.tenant_index] for row in found if row.tenant_index in names}
-        self._parsed = live
-        return Snapshot(revision, tenants, keys)
+            self._last = reading = read_store(connection, self._last)
+        return reading.snapshot
+
+    def tenant(self, name: str) -> Tenant | None:
+        """One tenant as the store has it now, or None."""
+        with store_errors(self.location, "read"), self._engine.connect() as connection:
+            read_revision(connection)
+            return read_tenant(connection, name)
 
     def publish(self, file: TenantFile, *, actor: str = "") -> tuple[Change, ...]:
         """Create or replace the tenants of `file`, all of them or none; other tenants stay as they are.
@@ -113,9 +118,10 @@ class Store:
         """
         with self._write() as connection:
             resolved = resolve_edits(file, read_packs(connection), read_engine(connection))
-            changes = tuple(publish_tenant(connection, spec, actor) for spec in resolved.tenants)
-            if any(change.kind != "unchanged" for change in changes):
-                _raise_revision(connection)
+            changes = publish_tenants(connection, resolved.tenants, actor)
+            touched = [change.index for change in changes if change.kind != "unchanged"]
+            if touched:
+                raise_revision(connection, touched)
         return changes
 
     def delete_tenant(self, name: str, *, actor: str = "") -> None:
@@ -128,7 +134,7 @@ class Store:
             live = and_(key.c.tenant_index == row.number, key.c.revoked_s.is_(None))
             revoked = connection.execute(update(key).where(live).values(revoked_s=now_s)).rowcount
             audit.record(connection, actor, "tenant.delete", name, {"revoked_keys": revoked})
-            _raise_revision(connection)
+            raise_revision(connection, [row.number])
 
     def tenants(self) -> tuple[TenantRecord, ...]:
         """All tenants by name, without their terms."""
@@ -146,17 +152,24 @@ class Store:
 
     def create_key(self, tenant: str, *, label: str = "", actor: str = "") -> ApiKey:
         """Make a key for a tenant. The returned text is the only copy of it."""
-        fresh = generate_key()
+        return self.create_keys([tenant], label=label, actor=actor)[0]
+
+    def create_keys(self, tenants: Sequence[str], *, label: str = "", actor: str = "") -> tuple[ApiKey, ...]:
+        """Make a key for each of `tenants`, all of them or none. The returned texts are their only copies."""
+        fresh = tuple(generate_key() for _ in tenants)
         with self._write() as connection:
-            index = _find_tenant(connection, tenant).number
-            connection.execute(
-                insert(tables.api_key).values(
-                    id=fresh.id, tenant_index=index, hash=hash_key(fresh.text, self._pepper), label=label[:200],
-                    created_s=time.time(),
-                )
-            )
-            audit.record(connection, actor, "key.create", tenant, {"key": fresh.id})
-            _raise_revision(connection)
+            indices = _indices(connection, tenants)
+            now_s = time.time()
+            rows = [
+                {"id": key.id, "tenant_index": indices[tenant], "hash": hash_key(key.text, self._pepper),
+                 "label": label[:200], "created_s": now_s}
+                for tenant, key in zip(tenants, fresh, strict=True)
+            ]
+            if rows:
+                connection.execute(insert(tables.api_key), rows)
+                events = [("key.create", name, {"key": key.id}) for name, key in zip(tenants, fresh, strict=True)]
+                audit.record_many(connection, actor, events)
+                raise_revision(connection, sorted(set(indices.values())))
         return fresh
 
     def revoke_key(self, key_id: str, *, actor: str = "") -> None:
@@ -165,12 +178,12 @@ class Store:
         with self._write() as connection:
             live = and_(key.c.id == key_id, key.c.revoked_s.is_(None))
             join = key.join(table, key.c.tenant_index == table.c.number)
-            name = connection.execute(select(table.c.name).select_from(join).where(live)).scalar()
-            if name is None:
+            owner = connection.execute(select(table.c.number, table.c.name).select_from(join).where(live)).first()
+            if owner is None:
                 raise StoreError("no live key has this id; `guard key list` shows the ids")
             connection.execute(update(key).where(live).values(revoked_s=time.time()))
-            audit.record(connection, actor, "key.revoke", name, {"key": key_id})
-            _raise_revision(connection)
+            audit.record(connection, actor, "key.revoke", owner.name, {"key": key_id})
+            raise_revision(connection, [owner.number])
 
     def list_keys(self, tenant: str | None = None) -> tuple[KeyRecord, ...]:
         """All keys, or those of one tenant, oldest first, revoked ones too."""
@@ -216,46 +229,25 @@ class Store:
         with self._read_packs() as connection:
             return None if connection is None else read_engine(connection)
 
-    def audit_events(self, limit: int = 100) -> tuple[audit.AuditEvent, ...]:
-        """The newest audit events, newest first."""
+    def audit_events(self, limit: int = 100, tenant: str | None = None) -> tuple[audit.AuditEvent, ...]:
+        """The newest audit events, newest first; with `tenant` only those of the tenant with that name."""
         with store_errors(self.location, "read"), self._engine.connect() as connection:
-            return audit.read_events(connection, limit)
+            read_revision(connection)
+            return audit.read_events(connection, limit, tenant)
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
         with store_errors(self.location, "written"), self._writer.begin() as connection:
-            _read_revision(connection)
-            _upgrade(connection)
+            read_revision(connection)
+            upgrade(connection)
             yield connection
 
     @contextmanager
     def _read_packs(self) -> Iterator[Connection | None]:
         # None: a store of version 1, which nothing has been written to since; it has no packs
         with store_errors(self.location, "read"), self._engine.connect() as connection:
-            _read_revision(connection)
-            yield connection if _schema_version(connection) > 1 else None
-
-    def _tenant(self, connection: Connection, row: Row[tuple[object, ...]]) -> Tenant:
-        known = self._parsed.get((row.number, row.policy_version))
-        if known is not None and known.list_version == row.list_version:
-            return known
-        policy, forget = tables.policy, tables.forget_list
-        policy_content = connection.execute(
-            select(policy.c.content).where(policy.c.tenant_index == row.number, policy.c.version == row.policy_version)
-        ).scalar_one()
-        list_content = connection.execute(
-            select(forget.c.content).where(forget.c.tenant_index == row.number, forget.c.version == row.list_version)
-        ).scalar_one()
-        content = json.loads(list_content)
-        spec = TenantSpec(
-            name=row.name, policy=Policy.model_validate_json(policy_content),
-            targets=tuple(Target.model_validate(target) for target in content["targets"]),
-            benign=tuple(content["benign"]),
-        )
-        tenant = tenant_of(spec, row.number)
-        if (tenant.policy_version, tenant.list_version) != (row.policy_version, row.list_version):
-            raise StoreError(f"the stored list or policy of tenant {row.name} does not match its version")
-        return tenant
+            read_revision(connection)
+            yield connection if schema_version(connection) > 1 else None
 
 
 def database_url(home: Path, url: str | None) -> str:
@@ -267,29 +259,22 @@ def _find_tenant(connection: Connection, name: str) -> Row[tuple[object, ...]]:
     table = tables.tenant
     row = connection.execute(select(table).where(table.c.name == name, table.c.deleted_s.is_(None))).one_or_none()
     if row is None:
-        raise StoreError(f"there is no tenant {name}; `guard tenant list` shows them")
+        raise _unknown(name)
     return row
 
 
-def _read_revision(connection: Connection) -> int:
-    row = connection.execute(select(tables.state)).one_or_none()
-    if row is None:
-        raise StoreError("the store is empty; run `guard apply FILE` first")
-    if row.schema_version > tables.SCHEMA_VERSION:
-        raise StoreError(f"the store has schema {row.schema_version}, this program reads {tables.SCHEMA_VERSION}")
-    return int(row.revision)
+def _indices(connection: Connection, names: Sequence[str]) -> dict[str, int]:
+    table = tables.tenant
+    indices: dict[str, int] = {}
+    for some in chunks(names):
+        live = and_(table.c.name.in_(some), table.c.deleted_s.is_(None))
+        rows = connection.execute(select(table.c.name, table.c.number).where(live))
+        indices.update({row.name: row.number for row in rows})
+    for name in names:
+        if name not in indices:
+            raise _unknown(name)
+    return indices
 
 
-def _schema_version(connection: Connection) -> int:
-    return int(connection.execute(select(tables.state.c.schema_version)).scalar_one())
-
-
-def _upgrade(connection: Connection) -> None:
-    """Bring the tables of an older version up to date, in the transaction of the first write."""
-    if _schema_version(connection) < tables.SCHEMA_VERSION:
-        tables.metadata.create_all(connection)
-        connection.execute(update(tables.state).values(schema_version=tables.SCHEMA_VERSION))
-
-
-def _raise_revision(connection: Connection) -> None:
-    connection.execute(update(tables.state).values(revision=tables.state.c.revision + 1))
+def _unknown(name: str) -> StoreError:
+    return StoreError(f"there is no tenant {name}; `guard tenant list` shows them")

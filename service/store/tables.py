@@ -16,8 +16,9 @@ from sqlalchemy import (
     Text,
 )
 
-# 1: tenants, lists, policies, keys, audit; 2: packs and the engine's record, all in tables of their own
-SCHEMA_VERSION = 2
+# 1: tenants, lists, policies, keys, audit; 2: packs and the engine's record; 3: marks of revisions, and which tenants
+# changed when. Every version so far has only added tables.
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 
@@ -30,6 +31,15 @@ state = Table(
     Column("revision", BigInteger, nullable=False),
 )
 
+# a random mark for each of the newest revisions: a store that holds the mark of a revision read before has grown out of
+# the store as it was then, and is not another one in its place
+revision_mark = Table(
+    "guard_revision_mark",
+    metadata,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("mark", String(32), nullable=False),
+)
+
 # a deleted tenant keeps its row, so that its index is never given to another one
 tenant = Table(
     "guard_tenant",
@@ -40,6 +50,14 @@ tenant = Table(
     Column("list_version", String(16), nullable=False),
     Column("created_s", Float, nullable=False),
     Column("deleted_s", Float),
+)
+
+# the revision at which a tenant or one of its keys changed last
+tenant_change = Table(
+    "guard_tenant_change",
+    metadata,
+    Column("tenant_index", ForeignKey("guard_tenant.number"), primary_key=True),
+    Column("revision", BigInteger, nullable=False, index=True),
 )
 
 forget_list = Table(

@@ -248,7 +248,7 @@ def test_the_first_write_brings_a_store_of_version_1_up_to_date(tmp_path: Path, 
         store.publish(tenant_file(harbor=()))
     else:
         store.revoke_key(store.list_keys()[0].id)
-    assert schema_version(tmp_path) == 2
+    assert schema_version(tmp_path) == 3
     assert store.snapshot().tenants["acme"] == before.tenants["acme"]
     assert store.packs() == ()
 
