@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from guard.classifiers.normalize import mask_form
 from guard.engine.admission import CURRENT_REQUEST, RequestContext
 from guard.engine.client import GuardedEngineClient
 from tests.engine.scripted_answers import ACME, PROMPT, ScriptedEngine, ScriptedGate, outputs, text
@@ -92,8 +93,6 @@ async def test_a_string_that_began_before_a_roll_back_is_not_completed_after_it(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["al", "pha", " ", "seven", "a", "x", " alpha", "."]), min_size=1, max_size=8))
 async def test_after_a_roll_back_the_whole_answer_is_clean(pieces: list[str]) -> None:
-    from guard.classifiers.normalize import mask_form
-
     def script(says: Sequence[int], constrained: bool) -> list[str]:
         return pieces if constrained else ["one", " al", "pha", " seven"]
 
@@ -213,8 +212,6 @@ async def test_closing_the_answer_closes_every_choice() -> None:
     )
 )
 async def test_whatever_the_engine_says_the_string_never_leaves(pieces: list[str]) -> None:
-    from guard.classifiers.normalize import mask_form
-
     found, _ = await outputs(lambda *_: pieces, ScriptedGate(("alpha seven",)), max_tokens=100)
     assert " alpha seven" not in " " + mask_form(text(found))
     assert found[-1].outputs[0].finish_reason in ("stop", "content_filter", "length")
