@@ -12,11 +12,15 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.llama import LlamaDecoderLayer
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
+from vllm.v1.request import Request
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
@@ -93,9 +97,28 @@ def test_a_raise_in_the_gate_is_answered_and_not_fatal() -> None:
     assert "_handle_request_preproc_error" in source
 
 
+def test_requests_are_built_behind_the_place_where_the_gate_stands() -> None:
+    # unwrapped: another test may have put the gate in front of it
+    source = inspect.getsource(inspect.unwrap(EngineCore.preprocess_add_request))
+    assert "Request.from_engine_core_request(request, self.request_block_hasher)" in source
+
+
 def test_the_salt_is_hashed_when_the_request_is_built() -> None:
-    source = inspect.getsource(EngineCore.preprocess_add_request)
-    assert "Request.from_engine_core_request" in source or hasattr(EngineCore.preprocess_add_request, "guard_gate")
+    init_none_hash(sha256)
+    hasher = get_request_block_hasher(2, sha256)
+
+    def built(salt: str | None) -> Request:
+        asked = EngineCoreRequest(
+            request_id="r", prompt_token_ids=[5, 6, 7, 8], mm_features=None, sampling_params=SamplingParams(),
+            pooling_params=None, arrival_time=0.0, lora_request=None, cache_salt=salt, data_parallel_rank=None,
+        )
+        return Request.from_engine_core_request(asked, hasher)
+
+    one, two, again = built("one"), built("two"), built("one")
+    assert len(one.block_hashes) == 2, "hashes are computed later in this vLLM: the gate must force the salt there"
+    assert set(one.block_hashes).isdisjoint(two.block_hashes)
+    assert one.block_hashes == again.block_hashes
+    assert set(one.block_hashes).isdisjoint(built(None).block_hashes)
 
 
 def test_the_asynchronous_scheduler_is_a_scheduler() -> None:
