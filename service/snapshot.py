@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from guard.errors import StoreError
-from guard.policy import Snapshot
+from guard.policy import Snapshot, Tenant
 from guard.service.store.store import Store
 
 log = structlog.get_logger(__name__)
@@ -24,7 +24,10 @@ SnapshotCallback = Callable[[Snapshot], None]
 
 @dataclass(frozen=True, slots=True)
 class WatcherState:
-    """What readiness and metrics report. `age_s`: seconds since the store was last read without an error."""
+    """What readiness and metrics report. `age_s`: seconds since the store was last read without an error.
+
+    `reloads` counts snapshots taken over, `failures` outages: a store that cannot be read for an hour is one.
+    """
 
     healthy: bool
     age_s: float
@@ -47,11 +50,17 @@ class SnapshotWatcher:
         self._failures = 0
         self._callbacks: list[SnapshotCallback] = []
         self._stopped = threading.Event()
+        # one look at the store at a time
         self._turn = threading.Lock()
+        # held for the swap alone: the current snapshot and who is told of the next one belong together
+        self._swap = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> Snapshot:
-        """Read the first snapshot and start polling. Raises StoreError when there is no snapshot to begin with."""
+        """Read the first snapshot and start polling. Raises StoreError when there is no snapshot to begin with.
+
+        Callbacks that are registered already are called with the first snapshot, too.
+        """
         first = self._store.snapshot()
         self._accept(first)
         self._thread = threading.Thread(target=self._poll, name="guard-snapshot", daemon=True)
@@ -92,7 +101,18 @@ class SnapshotWatcher:
 
         An asyncio server hands over with `loop.call_soon_threadsafe`.
         """
-        self._callbacks.append(callback)
+        with self._swap:
+            self._callbacks.append(callback)
+
+    def subscribe(self, callback: SnapshotCallback) -> Snapshot:
+        """Register `callback` and return the current snapshot; it is called with every later one, and no other.
+
+        It may be called before this returns. Raises StoreError, and registers nothing, before `start`.
+        """
+        with self._swap:
+            snapshot = self.current
+            self._callbacks.append(callback)
+        return snapshot
 
     def refresh(self) -> bool:
         """Look at the store now. Returns whether it could be read; the snapshot is swapped when it changed."""
@@ -121,12 +141,14 @@ class SnapshotWatcher:
         return None if known is not None and revision == known.revision else self._store.snapshot()
 
     def _accept(self, snapshot: Snapshot) -> None:
-        # one reference assignment: readers see the old snapshot or the new one, never a mixture
-        self._current = snapshot
+        with self._swap:
+            # one reference assignment: readers see the old snapshot or the new one, never a mixture
+            self._current = snapshot
+            callbacks = tuple(self._callbacks)
         self._reloads += 1
         self._recover()
         log.info("snapshot_loaded", revision=snapshot.revision, tenants=len(snapshot.tenants))
-        for callback in tuple(self._callbacks):
+        for callback in callbacks:
             try:
                 callback(snapshot)
             except Exception as error:  # noqa: BLE001 - one listener must not keep the others from the new snapshot
@@ -137,7 +159,8 @@ class SnapshotWatcher:
         self._error = ""
 
     def _fail(self, reason: str) -> None:
-        self._failures += 1
+        # counted when it begins: the store is asked several times a second
+        self._failures += not self._error
         if reason != self._error:
             log.error("snapshot_reload_failed", reason=reason)
         self._error = reason
@@ -145,3 +168,14 @@ class SnapshotWatcher:
     def _poll(self) -> None:
         while not self._stopped.wait(self._interval_s):
             self.refresh()
+
+
+def difference(before: Snapshot | None, after: Snapshot) -> tuple[tuple[Tenant, ...], tuple[Tenant, ...]]:
+    """Tenants of `after` that are new or changed since `before`, and those of `before` that are gone.
+
+    Two snapshots of one store share the tenants that did not change, so that 10,000 of them are compared in a
+    millisecond.
+    """
+    known = before.tenants if before is not None else {}
+    changed = tuple(tenant for name, tenant in after.tenants.items() if known.get(name) is not tenant)
+    return changed, tuple(tenant for name, tenant in known.items() if name not in after.tenants)

@@ -11,7 +11,7 @@ import pytest
 
 from guard.errors import StoreError
 from guard.policy import Snapshot, Target, TenantFile, TenantSpec
-from guard.service.snapshot import SnapshotWatcher
+from guard.service.snapshot import SnapshotWatcher, difference
 from guard.service.store.store import Store
 
 
@@ -144,9 +144,109 @@ def test_a_watcher_without_a_store_does_not_start(tmp_path: Path) -> None:
 
 
 def test_readers_never_see_a_torn_snapshot_during_many_reloads(store: Store) -> None:
+    def publish_both(number: int) -> None:
+        # one change of two tenants: whoever reads must see the same number in both
+        store.publish(TenantFile(tenants=tuple(
+            TenantSpec(name=name, targets=(Target(name=f"Person {number}"),)) for name in ("acme", "harbor")
+        )))
+
+    publish_both(0)
     watcher = SnapshotWatcher(store, interval_s=0.001)
     watcher.start()
-    for number in range(40):
-        publish(store, *(f"Person {number}" for _ in range(3)))
-        assert len(set(target_names(watcher.current))) == 1
+    seen: dict[int, set[str]] = {}
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            snapshot = watcher.current
+            names = {tenant.targets[0].name for tenant in snapshot.tenants.values()}
+            seen.setdefault(snapshot.revision, set()).update(names)
+            time.sleep(0)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(1, 41):
+        publish_both(number)
+        assert eventually(lambda: watcher.current.revision == store.revision(), 5.0)
+    done.set()
+    reader.join()
     watcher.stop()
+    assert len(seen) > 10
+    # the first revision that was read is that of Person 0
+    first = min(seen)
+    assert seen == {revision: {f"Person {revision - first}"} for revision in seen}
+
+
+def test_an_outage_is_counted_once_however_long_it_lasts(store: Store, tmp_path: Path) -> None:
+    watcher = SnapshotWatcher(store, interval_s=3600.0)
+    watcher.start()
+    original = (tmp_path / "guard.db").read_bytes()
+    damage(tmp_path / "guard.db", None)
+    assert [watcher.refresh() for _ in range(5)] == [False] * 5
+    damage(tmp_path / "guard.db", b"not a database" * 1000)
+    assert not watcher.refresh()
+    assert watcher.state().failures == 1
+    damage(tmp_path / "guard.db", original)
+    assert watcher.refresh()
+    damage(tmp_path / "guard.db", None)
+    assert not watcher.refresh()
+    assert watcher.state().failures == 2
+    watcher.stop()
+
+
+def test_a_listener_from_before_the_start_is_told_of_the_first_snapshot(store: Store) -> None:
+    watcher = SnapshotWatcher(store, interval_s=3600.0)
+    seen: list[Snapshot] = []
+    watcher.on_change(seen.append)
+    assert seen == []
+    first = watcher.start()
+    assert seen == [first]
+    watcher.stop()
+
+
+def test_a_subscriber_gets_the_current_snapshot_and_every_later_one(store: Store) -> None:
+    watcher = SnapshotWatcher(store, interval_s=3600.0)
+    seen: list[Snapshot] = []
+    with pytest.raises(StoreError):
+        watcher.subscribe(seen.append)
+    watcher.start()
+    assert seen == []
+    current = watcher.subscribe(seen.append)
+    assert current is watcher.current
+    assert seen == []
+    publish(store, "Xin Lee Williams")
+    watcher.refresh()
+    assert seen == [watcher.current]
+    watcher.stop()
+
+
+def test_no_snapshot_is_missed_between_subscribing_and_a_change(store: Store) -> None:
+    watcher = SnapshotWatcher(store, interval_s=0.001)
+    watcher.start()
+    stories: list[list[int]] = []
+
+    def follow(story: list[int]) -> None:
+        # at whatever point of a reload this falls: what is returned and what is announced leave nothing out
+        story.append(watcher.subscribe(lambda snapshot: story.append(snapshot.revision)).revision)
+
+    for number in range(30):
+        publish(store, f"Person {number}")
+        stories.append([])
+        follow(stories[-1])
+    assert eventually(lambda: all(story[-1] == store.revision() for story in map(sorted, stories)), 5.0)
+    watcher.stop()
+    full = sorted(stories[0])
+    for story in stories:
+        assert sorted(story) == [revision for revision in full if revision >= min(story)]
+
+
+def test_the_difference_of_two_snapshots_names_what_changed_and_what_is_gone(store: Store) -> None:
+    store.publish(TenantFile(tenants=(TenantSpec(name="harbor"), TenantSpec(name="open"))))
+    before = store.snapshot()
+    assert difference(None, before) == (tuple(before.tenants.values()), ())
+    publish(store, "Xin Lee Williams")
+    store.delete_tenant("open")
+    store.create_key("harbor")
+    after = store.snapshot()
+    assert difference(before, after) == ((after.tenants["acme"],), (before.tenants["open"],))
+    assert difference(after, store.snapshot()) == ((), ())
