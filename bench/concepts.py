@@ -47,12 +47,15 @@ from concepts_task import (
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guard.demo.corpus import author_rows, read_rows
-from guard.fit.autoencoder import Autoencoder, TrainingConfig, TrainingReport, train
-from guard.fit.cast import CastConfig, fit_cast_states
+from guard.fit.autoencoder import Autoencoder, TrainingReport, train
+from guard.fit.cast import fit_cast_states
 from guard.fit.concept_states import token_states
-from guard.fit.sae import ClampConfig, fit_clamp
-from guard.fit.subspace import SubspaceConfig, fit_subspace_states
+from guard.fit.sae import fit_clamp
+from guard.fit.subspace import fit_subspace_states
+from guard.interventions.cast import CastConfig
 from guard.interventions.edits import edit_rows
+from guard.interventions.sae import ClampConfig, TrainingConfig
+from guard.interventions.subspace import SubspaceConfig
 from guard.packs.fingerprint import model_fingerprint
 from guard.packs.format import Pack
 from guard.site import Site

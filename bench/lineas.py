@@ -24,11 +24,14 @@ from lineas_task import Split, drawn, make_task, pronouns, retained_loss
 
 from guard.errors import ConfigurationError
 from guard.fit.labelled_texts import LabelledText
-from guard.fit.linear_act import LinearActConfig, fit_linear_act
-from guard.fit.lineas import LineasConfig, fit_lineas
+from guard.fit.linear_act import fit_linear_act
+from guard.fit.lineas import fit_lineas
 from guard.fit.loaded_model import LoadedModel, load_model
-from guard.fit.steer import SteerConfig, fit_steer
+from guard.fit.steer import fit_steer
 from guard.interventions.edits import edit_rows
+from guard.interventions.linear_act import LinearActConfig
+from guard.interventions.lineas import LineasConfig
+from guard.interventions.steer import SteerConfig
 
 MODEL = Path(__file__).parents[1] / "guard" / "demo" / "model"
 FIT_TEXTS, QUESTIONS, RETAINED = 256, 60, 40

@@ -1,4 +1,4 @@
-"""Write the tables of configuration.md, metrics.md and cli.md from the code.
+"""Write the tables of configuration.md, metrics.md, fitting.md and cli.md from the code.
 
     python docs/generate.py          rewrite the pages
     python docs/generate.py --check  exit 1 and name the pages that are not up to date
@@ -19,7 +19,10 @@ import typer
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from typer.core import TyperGroup
 
+from guard.interventions.fit_config import FitConfig
+from guard.interventions.registry import methods
 from guard.metrics import SERIES, Metrics
 from guard.policy import TenantFile
 from guard.service.settings import PREFIX, Settings
@@ -135,14 +138,35 @@ def metrics_table() -> str:
     return table(("series", "type", "labels", "meaning"), rows)
 
 
+def methods_table() -> str:
+    """One row for each method of the registry."""
+    rows = (
+        (
+            code(method.name), method.data.name, method.edit, default_sites(method.config),
+            ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in method.paper),
+        )
+        for method in methods().values()
+    )
+    return table(("method", "data", "edit", "sites by default", "arXiv"), rows)
+
+
+def default_sites(config: type[FitConfig]) -> str:
+    """Where a method's edit applies unless told otherwise."""
+    if "sites" in config.model_fields:
+        return default_of(config.model_fields["sites"].default).replace('"', "")
+    return "one, to be named with `--site`" if "site" in config.model_fields else "none to choose"
+
+
 def cli_commands() -> Iterator[tuple[str, Any]]:
     """Every command of `guard` with its full name, groups included."""
     from guard.service.cli.main import app  # builds the whole command tree
 
     def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
         yield name, command
-        for child in getattr(command, "commands", {}).values():
-            yield from walk(f"{name} {child.name}", child)
+        if isinstance(command, TyperGroup):
+            context = command.make_context(name, [], resilient_parsing=True)
+            for child in command.list_commands(context):
+                yield from walk(f"{name} {child}", command.get_command(context, child))
 
     yield from walk("guard", typer.main.get_command(app))
 
@@ -154,7 +178,7 @@ def cli_text() -> str:
         if getattr(command, "hidden", False):
             continue
         parts = [f"### `{name}`", (command.help or "").strip().split("\f")[0]]
-        if not getattr(command, "commands", None):
+        if not isinstance(command, TyperGroup):
             parts.append(parameter_list(command))
         sections.append("\n\n".join(part for part in parts if part))
     return "\n\n".join(sections)
@@ -175,6 +199,7 @@ def parameter_list(command: Any) -> str:
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "configuration.md": {"settings": settings_table, "tenant-file": tenant_file_table},
     "metrics.md": {"metrics": metrics_table},
+    "fitting.md": {"methods": methods_table},
     "cli.md": {"commands": cli_text},
 }
 

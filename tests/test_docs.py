@@ -39,7 +39,7 @@ def tenant_file_keys(model: type[BaseModel]) -> Iterator[str]:
         yield from definition.get("properties", {})
 
 
-@pytest.mark.parametrize("name", ["configuration.md", "metrics.md", "cli.md"])
+@pytest.mark.parametrize("name", ["configuration.md", "metrics.md", "fitting.md", "cli.md"])
 def test_generated_tables_are_up_to_date(generator: ModuleType, name: str) -> None:
     assert page(name) == generator.render(name, page(name)), "run `make docs`"
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from guard.errors import ConfigurationError
 from guard.fit.hooks import recorded
+from guard.interventions.fit_config import BATCH, MAX_LENGTH, Pooling
 from guard.site import Site
-
-Pooling = Literal["tokens", "mean", "last"]
-MAX_LENGTH = 128
-BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)

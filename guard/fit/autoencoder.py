@@ -14,34 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from guard.errors import ConfigurationError
 from guard.fit.checkpoint import Checkpoint
-from guard.interventions.sae import SaeFeatures
+from guard.interventions.sae import SaeFeatures, TrainingConfig
 
 AUXILIARY_WEIGHT = 1 / 32
 # a feature is dead after this many tokens without firing
 DEAD_AFTER = 50_000
 CHECKPOINT_STEPS = 200
 _PARTS = ("encoder", "encoder_bias", "decoder", "decoder_bias")
-
-
-class TrainingConfig(BaseModel):
-    """`features`: number of features; `active`: k, features per token on average; `batch`: tokens per step."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    features: Annotated[int, Field(ge=2, le=1 << 20)] = 1024
-    active: Annotated[int, Field(ge=1, le=4096)] = 16
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1500
-    batch: Annotated[int, Field(ge=2, le=65536)] = 1024
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,35 +18,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from guard.errors import ConfigurationError
-from guard.fit.activations import MAX_LENGTH
 from guard.fit.concept_fit import ConceptFit
 from guard.fit.concept_report import draw_lines, write_report
 from guard.fit.concept_rows import ConceptTexts
 from guard.fit.concept_states import ConceptStates
-from guard.interventions.cast import Condition, save_cast
+from guard.interventions.cast import CastConfig, Condition, save_cast
 from guard.packs.format import Pack
 from guard.site import Site
-
-
-class CastConfig(BaseModel):
-    """`scale`: length of the push in units of the distance between the means; `grid_points`: thresholds tried."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    condition: Literal["difference", "discriminant"] = "discriminant"
-    ridge: Annotated[float, Field(gt=0.0, le=1e6)] = 0.5
-    scale: Annotated[float, Field(ge=0.0, le=1000.0)] = 10.0
-    grid_points: Annotated[int, Field(ge=2, le=10_000)] = 201
-    max_length: Annotated[int, Field(ge=1)] = MAX_LENGTH
-    held_out_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +68,7 @@ def fit_cast_states(
         "method": "cast", "site": str(site), "best": asdict(condition.best),
         "held_out": _held_out(states[site], condition), "push": round(float(behaviour.norm()), 6),
         "f1_by_site": {str(name): found.best.f1 for name, found in conditions.items()},
-        "settings": config.model_dump(mode="json"), "texts": texts.counts, "model_fingerprint": fingerprint,
+        "settings": config.recorded(), "texts": texts.counts, "model_fingerprint": fingerprint,
     }
     out.mkdir(parents=True, exist_ok=True)
     write_report(out / "report.json", report)
@@ -107,7 +91,7 @@ def fit_cast_states(
 
 
 # the same from a loaded model, and from files
-_FIT = ConceptFit(fit_cast_states, CastConfig())
+_FIT = ConceptFit(fit_cast_states)
 fit_cast, run_fit_cast = _FIT.from_rows, _FIT.from_files
 
 

@@ -12,14 +12,12 @@ The rank is the smallest one that keeps a share of the energy (singular values s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from guard.errors import ConfigurationError
-
-Kind = Literal["energy", "contrast", "difference"]
+from guard.interventions.subspace import BasisKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class ConceptBasis:
 
 
 def concept_basis(
-    concept: Tensor, retain: Tensor, kind: Kind, *, energy: float, max_rank: int, ridge: float
+    concept: Tensor, retain: Tensor, kind: BasisKind, *, energy: float, max_rank: int, ridge: float
 ) -> ConceptBasis:
     """The basis of concept states [n, d] against retain states [m, d]. Raises ConfigurationError for equal means."""
     mean = retain.double().mean(dim=0)

@@ -10,26 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from guard.fit.activations import Pooling
 from guard.fit.concept_rows import ConceptRow, ConceptTexts, read_concept_rows, rows_digest, split_texts
 from guard.fit.concept_states import ConceptStates, collect_concept_states
-from guard.fit.loaded_model import ModelDtype, load_model
+from guard.fit.loaded_model import load_model
+from guard.interventions.fit_config import ConceptConfig, ModelDtype, Pooling
 from guard.packs.format import Pack
 from guard.site import Site
-
-
-class ConceptConfig(Protocol):
-    """What the configuration of every method says about texts: tokens that count, the share held out, the split."""
-
-    @property
-    def max_length(self) -> int: ...
-
-    @property
-    def held_out_share(self) -> float: ...
-
-    @property
-    def seed(self) -> int: ...
-
 
 Config = TypeVar("Config", bound=ConceptConfig)
 GivenConfig = TypeVar("GivenConfig", bound=ConceptConfig, contravariant=True)
@@ -49,19 +35,18 @@ class ConceptFit(Generic[Config]):
     """One method's fit; `pooling` says which states of a text a configuration asks for."""
 
     method: StatesFit[Config]
-    defaults: Config
     pooling: Callable[[Config], Pooling] = lambda config: "tokens"
 
     def from_files(
-        self, model: Path, data: Path, out: Path, *, sites: str = "auto", config: Config | None = None,
-        device: str = "cpu", dtype: ModelDtype = "float32", licence: str = "unknown", show_progress: bool = True,
+        self, model: Path, data: Path, out: Path, config: Config, *, device: str = "cpu",
+        dtype: ModelDtype = "float32", licence: str = "unknown", show_progress: bool = True,
     ) -> Pack:
         """Fit from files: model folder and JSON Lines of text/label. Raises GuardError."""
         rows = read_concept_rows(data)
         loaded = load_model(model, device=device, dtype=dtype)
         return self.from_rows(
-            loaded.model, loaded.tokenizer, rows, loaded.sites(sites), config or self.defaults,
-            out=out, fingerprint=loaded.fingerprint, licence=licence, show_progress=show_progress,
+            loaded.model, loaded.tokenizer, rows, loaded.sites(config.sites), config, out=out,
+            fingerprint=loaded.fingerprint, licence=licence, show_progress=show_progress,
         )
 
     def from_rows(

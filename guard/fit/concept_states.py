@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigurationError
-from guard.fit.activations import BATCH, MAX_LENGTH, Pooling, collect, encode
+from guard.fit.activations import collect, encode
 from guard.fit.concept_rows import ConceptTexts
 from guard.fit.loaded_model import progress
+from guard.interventions.fit_config import BATCH, MAX_LENGTH, Pooling
 from guard.site import Site
 
 

@@ -16,70 +16,51 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from guard.errors import ConfigurationError
 from guard.fit.corrupted import CorruptedModel, EncodedWording, Wording
 from guard.fit.curve import FitPoint, draw_curve
-from guard.fit.forget_rows import ForgetRow, Metric, read_forget_rows, retain_value, rouge_recall
-from guard.interventions.eco import EcoConfig, FitCurve, FittedCorruption, Scope, save_eco
-from guard.packs.fingerprint import model_fingerprint
-from guard.plan import CorruptionKind
-
-
-@dataclass(frozen=True, slots=True)
-class FitSettings:
-    """Everything that decides a fit besides model and data."""
-
-    target: float
-    metric: Metric = "log_probability"
-    kind: CorruptionKind = "gauss"
-    dims: int = 0
-    scope: Scope = "prompt"
-    rho_low: float = 0.1
-    rho_high: float = 40.0
-    grid_points: int = 9
-    refine_steps: int = 5
-    noise_seeds: int = 2
-    held_out_share: float = 0.5
-    max_questions: int = 200
-    seed: int = 0
-    tolerance: float = 0.005
+from guard.fit.forget_rows import ForgetRow, read_forget_rows, retain_value, rouge_recall
+from guard.fit.loaded_model import load_model, progress
+from guard.interventions.eco import EcoConfig, EcoFitConfig, FitCurve, FittedCorruption, save_eco
+from guard.interventions.fit_config import ModelDtype
+from guard.packs.format import Pack, load_pack
 
 
 def fit_eco(
-    model: Any, tokenizer: Any, rows: Sequence[ForgetRow], settings: FitSettings, *, out: Path, fingerprint: str,
-    licence: str = "unknown", show_progress: bool = True,
+    model: Any, tokenizer: Any, rows: Sequence[ForgetRow], target: float, settings: EcoFitConfig, *, out: Path,
+    fingerprint: str, licence: str = "unknown", show_progress: bool = True,
 ) -> FittedCorruption:
-    """Fit, write points.jsonl, report.json, report.png and the pack `eco/` into `out`. Raises GuardError."""
-    _check(settings)
+    """Fit to the score `target`, write points.jsonl, report.json, report.png and the pack `eco/` into `out`.
+
+    Raises GuardError.
+    """
+    _check(target, settings)
     out.mkdir(parents=True, exist_ok=True)
     runner = CorruptedModel(model, tokenizer)
     fit_rows, held_out = _split(rows, settings)
     data_digest = _digest([row.model_dump(mode="json") for row in rows])
-    identity = _digest([fingerprint, data_digest, asdict(settings)])
+    recorded = {**settings.model_dump(mode="json"), "target": target}
+    identity = _digest([fingerprint, data_digest, recorded])
     measure = _Measure(runner, settings, fit_rows, held_out)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, disable=not show_progress, transient=True) as progress:
-        task = progress.add_task("fitting rho", total=settings.grid_points + settings.refine_steps)
-        points = _Points(out / "points.jsonl", identity, measure.point, lambda: progress.advance(task))
-        best = search(points.at, settings)
+    with progress("fitting rho", settings.grid_points + settings.refine_steps, show=show_progress) as advance:
+        points = _Points(out / "points.jsonl", identity, measure.point, advance)
+        best = search(points.at, target, settings)
     evaluated = sorted(points.seen.values(), key=lambda point: point.rho)
     clean, held = measure.clean(), measure.held_out(best.rho)
     report: dict[str, Any] = {
-        "target": settings.target, "metric": settings.metric, "rho": best.rho, "score": best.score,
-        "distance": abs(best.score - settings.target), "clean_score": clean, "held_out": held,
-        "crossed": min(p.score for p in evaluated) <= settings.target <= max(p.score for p in evaluated),
-        "questions": {"fit": len(fit_rows), "held_out": len(held_out)}, "settings": asdict(settings),
+        "target": target, "metric": settings.metric, "rho": best.rho, "score": best.score,
+        "distance": abs(best.score - target), "clean_score": clean, "held_out": held,
+        "crossed": min(p.score for p in evaluated) <= target <= max(p.score for p in evaluated),
+        "questions": {"fit": len(fit_rows), "held_out": len(held_out)}, "settings": recorded,
         "points": [asdict(point) for point in evaluated], "model_fingerprint": fingerprint,
     }
     (out / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    draw_curve(out / "report.png", evaluated, settings.target, best, clean, settings.metric)
+    draw_curve(out / "report.png", evaluated, target, best, clean, settings.metric)
     config = EcoConfig(kind=settings.kind, rho=best.rho, dims=settings.dims, scope=settings.scope)
     kept = ("target", "metric", "score", "clean_score", "held_out", "crossed", "questions")
     brief = {key: report[key] for key in kept}
@@ -91,53 +72,40 @@ def fit_eco(
 
 
 def run_fit_eco(
-    model: Path, data: Path, out: Path, *, target: float | None = None, retain_records: Path | None = None,
-    records_split: str | None = None, metric: Metric = "log_probability", kind: CorruptionKind = "gauss", dims: int = 0,
-    scope: Scope = "prompt", rho_low: float = 0.1, rho_high: float = 40.0, grid_points: int = 9, refine_steps: int = 5,
-    noise_seeds: int = 2, max_questions: int = 200, seed: int = 0, device: str = "cpu", licence: str = "unknown",
-    show_progress: bool = True,
-) -> FittedCorruption:
+    model: Path, data: Path, out: Path, config: EcoFitConfig, *, device: str = "cpu", dtype: ModelDtype = "float32",
+    licence: str = "unknown", show_progress: bool = True,
+) -> Pack:
     """Fit from files: model folder, JSON Lines of question/answer/paraphrase/spans/terms, and v_r.
 
-    v_r is `target`, or the mean over `retain_records`. Raises ConfigurationError or PackError.
+    v_r is `config.target`, or the mean over `config.retain_records`. Raises ConfigurationError or PackError.
     """
-    if (target is None) == (retain_records is None):
+    target = config.target
+    if (target is None) == (config.retain_records is None):
         raise ConfigurationError("give either a target value or the records of a retain model")
-    value = target if target is not None else retain_value(retain_records or Path(), metric, records_split)
-    settings = FitSettings(
-        target=value, metric=metric, kind=kind, dims=dims, scope=scope, rho_low=rho_low, rho_high=rho_high,
-        grid_points=grid_points, refine_steps=refine_steps, noise_seeds=noise_seeds, max_questions=max_questions,
-        seed=seed,
-    )
-    _check(settings)
+    if target is None:
+        target = retain_value(config.retain_records or Path(), config.metric, config.records_split)
+    # loading the model takes seconds; bad arguments fail before
+    _check(target, config)
     rows = read_forget_rows(data)
-    fingerprint = model_fingerprint(model)
-    import torch  # noqa: PLC0415 - loading torch and transformers takes seconds; bad arguments fail before
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        loaded = loaded.to(device)
-    except (OSError, ValueError) as exc:
-        raise ConfigurationError(f"{model}: not a model folder that transformers can load") from exc
-    return fit_eco(
-        loaded, tokenizer, rows, settings, out=out, fingerprint=fingerprint, licence=licence,
+    loaded = load_model(model, device=device, dtype=dtype)
+    fit_eco(
+        loaded.model, loaded.tokenizer, rows, target, config, out=out, fingerprint=loaded.fingerprint, licence=licence,
         show_progress=show_progress,
     )
+    return load_pack(out / "eco", model_fingerprint=loaded.fingerprint)
 
 
-def search(score_at: Callable[[float], FitPoint], settings: FitSettings) -> FitPoint:
-    """The evaluated point nearest to the target: log-spaced grid, then `refine_steps` bisections in log rho."""
+def search(score_at: Callable[[float], FitPoint], target: float, settings: EcoFitConfig) -> FitPoint:
+    """The evaluated point nearest to `target`: log-spaced grid, then `refine_steps` bisections in log rho."""
     step = (math.log(settings.rho_high) - math.log(settings.rho_low)) / (settings.grid_points - 1)
     grid = [score_at(settings.rho_low * math.exp(step * index)) for index in range(settings.grid_points)]
     seen = list(grid)
 
     def distance(point: FitPoint) -> float:
-        return abs(point.score - settings.target)
+        return abs(point.score - target)
 
     # the first crossing: the weakest corruption that reaches the target
-    crossing = next((i for i in range(len(grid) - 1) if grid[i].score >= settings.target >= grid[i + 1].score), None)
+    crossing = next((i for i in range(len(grid) - 1) if grid[i].score >= target >= grid[i + 1].score), None)
     best_index = min(range(len(grid)), key=lambda i: (distance(grid[i]), grid[i].rho))
     if crossing is None:
         low, high = grid[max(0, best_index - 1)], grid[min(len(grid) - 1, best_index + 1)]
@@ -149,7 +117,7 @@ def search(score_at: Callable[[float], FitPoint], settings: FitSettings) -> FitP
         middle = score_at(math.sqrt(low.rho * high.rho))
         seen.append(middle)
         if crossing is not None:
-            low, high = (middle, high) if middle.score >= settings.target else (low, middle)
+            low, high = (middle, high) if middle.score >= target else (low, middle)
         else:
             low, high = (low, middle) if distance(low) <= distance(high) else (middle, high)
     return min(seen, key=lambda point: (distance(point), point.rho))
@@ -190,7 +158,7 @@ class _Measure:
     """M(rho) on the fit rows, and both metrics on the held-out rows."""
 
     def __init__(
-        self, runner: CorruptedModel, settings: FitSettings, fit_rows: Sequence[ForgetRow],
+        self, runner: CorruptedModel, settings: EcoFitConfig, fit_rows: Sequence[ForgetRow],
         held_out: Sequence[ForgetRow],
     ) -> None:
         self._runner, self._settings = runner, settings
@@ -229,7 +197,7 @@ def _wording(row: ForgetRow) -> Wording:
     return Wording(row.paraphrase, row.answer, terms)
 
 
-def _split(rows: Sequence[ForgetRow], settings: FitSettings) -> tuple[list[ForgetRow], list[ForgetRow]]:
+def _split(rows: Sequence[ForgetRow], settings: EcoFitConfig) -> tuple[list[ForgetRow], list[ForgetRow]]:
     order = list(rows)
     random.Random(settings.seed).shuffle(order)  # noqa: S311 - a reproducible split, not a secret
     order = order[: settings.max_questions]
@@ -241,12 +209,10 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _check(settings: FitSettings) -> None:
-    if not math.isfinite(settings.target):
-        raise ConfigurationError(f"the target value must be finite, got {settings.target}")
+def _check(target: float, settings: EcoFitConfig) -> None:
+    if not math.isfinite(target):
+        raise ConfigurationError(f"the target value must be finite, got {target}")
     if settings.kind != "gauss":
         raise ConfigurationError(f"only gauss has a strength to fit; {settings.kind} is used without a fit")
-    if not 0.0 < settings.rho_low < settings.rho_high <= 1000.0 or settings.grid_points < 2:
-        raise ConfigurationError("the grid needs 0 < rho_low < rho_high <= 1000 and at least 2 points")
-    if settings.noise_seeds < 1 or settings.max_questions < 2 or settings.refine_steps < 0:
-        raise ConfigurationError("noise_seeds >= 1, max_questions >= 2 and refine_steps >= 0 are needed")
+    if not settings.rho_low < settings.rho_high:
+        raise ConfigurationError("the grid needs rho_low < rho_high")

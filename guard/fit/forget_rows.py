@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from guard.errors import ConfigurationError
 from guard.fit.json_lines import read_json_lines
+from guard.interventions.eco import Metric
 
-Metric = Literal["log_probability", "rouge"]
 # names of the fields of a retain model's records that hold v_r
 _RECORD_FIELDS: dict[str, tuple[str, float]] = {"log_probability": ("nll", -1.0), "rouge": ("recall", 1.0)}
 

@@ -11,40 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
 from guard.fit.hooks import edits
-from guard.fit.labelled_texts import LabelledText, read_labelled_texts
-from guard.fit.loaded_model import LoadedModel, ModelDtype, load_model, progress
-from guard.fit.steering_fit import SteeringConfig, SteeringFit
+from guard.fit.labelled_texts import LabelledText
+from guard.fit.loaded_model import LoadedModel, progress
+from guard.fit.steering_fit import SteeringFit, from_files
 from guard.fit.transport import paired, sorted_regression
+from guard.interventions.linear_act import LinearActConfig
 from guard.interventions.lineas import save_lineas
 from guard.kernels.edit_formula import EditRow
 from guard.packs.format import Pack
 from guard.site import Site
 
 Maps = dict[Site, tuple[Tensor, Tensor]]
-
-
-class LinearActConfig(SteeringConfig):
-    """`order`: see above; `pooling`: one sample is a text's mean, or every token."""
-
-    order: Literal["incremental", "at_once"] = "incremental"
-    pooling: Literal["mean", "tokens"] = "mean"
-
-
-def run_fit_linear_act(
-    model: Path, data: Path, out: Path, config: LinearActConfig, *, device: str = "cpu", dtype: ModelDtype = "float32",
-    licence: str = "unknown", show_progress: bool = True,
-) -> Pack:
-    """Fit from files: model folder and JSON Lines of `text` and `label`. Raises GuardError."""
-    texts = read_labelled_texts(data)
-    return fit_linear_act(
-        load_model(model, device=device, dtype=dtype), texts, config, out=out, licence=licence,
-        show_progress=show_progress,
-    )
 
 
 def fit_linear_act(
@@ -57,6 +38,9 @@ def fit_linear_act(
     maps = _maps(fit, config)
     brief = fit.report(map_rows(maps))
     return save_lineas(out / "linear-act", maps, method="linear-act", **fit.origin(brief, licence))
+
+
+run_fit_linear_act = from_files(fit_linear_act)
 
 
 def map_rows(maps: Maps) -> dict[Site, EditRow]:

@@ -19,57 +19,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from guard.errors import ConfigurationError
 from guard.fit.activations import EncodedText, mean_pooled, padded
 from guard.fit.hooks import edits, recorded
-from guard.fit.labelled_texts import LabelledText, read_labelled_texts
-from guard.fit.loaded_model import LoadedModel, ModelDtype, load_model, progress
+from guard.fit.labelled_texts import LabelledText
+from guard.fit.loaded_model import LoadedModel, progress
 from guard.fit.proximal import proximal_step
-from guard.fit.steering_fit import SteeringConfig, SteeringFit
+from guard.fit.steering_fit import SteeringFit, from_files
 from guard.fit.transport import channel_units, paired, transport_cost
-from guard.interventions.lineas import save_lineas
+from guard.interventions.lineas import LineasConfig, save_lineas
 from guard.kernels.edit_formula import EditRow
 from guard.packs.format import Pack
 from guard.site import Site
-
-
-class LineasConfig(SteeringConfig):
-    """`samples`: N, source and target texts of a step; `pooling`: one sample is a text's mean, or every token.
-
-    `gamma`, `lambda_l1`, `lambda_group`: weights of the penalty. `kappa`: the proximal step's size is gamma
-    (`constant`, as the paper's algorithm prints it) or gamma times the current learning rate (`step`, proximal
-    gradient descent). `standardise`: see the module; penalty and learning rate are then in the targets' units.
-    """
-
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    samples: Annotated[int, Field(ge=2, le=4096)] = 32
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 0.1
-    gamma: Annotated[float, Field(ge=0.0)] = 0.0
-    lambda_l1: Annotated[float, Field(ge=0.0)] = 1.0
-    lambda_group: Annotated[float, Field(ge=0.0)] = 1.0
-    kappa: Literal["step", "constant"] = "step"
-    pooling: Literal["mean", "tokens"] = "mean"
-    standardise: bool = False
-    checkpoint_steps: Annotated[int, Field(ge=1)] = 100
-
-
-def run_fit_lineas(
-    model: Path, data: Path, out: Path, config: LineasConfig, *, device: str = "cpu", dtype: ModelDtype = "float32",
-    licence: str = "unknown", show_progress: bool = True,
-) -> Pack:
-    """Fit from files: model folder and JSON Lines of `text` and `label`. Raises GuardError."""
-    texts = read_labelled_texts(data)
-    return fit_lineas(
-        load_model(model, device=device, dtype=dtype), texts, config, out=out, licence=licence,
-        show_progress=show_progress,
-    )
 
 
 def fit_lineas(
@@ -93,6 +58,9 @@ def fit_lineas(
     brief = fit.report(rows, losses=run.losses, support=round(moved / total, 6))
     maps = {site: (1.0 + _part(row.scale), _part(row.shift)) for site, row in rows.items()}
     return save_lineas(out / "lineas", maps, method="lineas", **fit.origin(brief, licence))
+
+
+run_fit_lineas = from_files(fit_lineas)
 
 
 class _Training:

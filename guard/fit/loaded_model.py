@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from guard.errors import ConfigurationError
 from guard.fit.hooks import decoder_layers
+from guard.interventions.fit_config import ModelDtype
 from guard.packs.fingerprint import model_fingerprint
 from guard.site import Site, parse_sites
-
-ModelDtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, slots=True)

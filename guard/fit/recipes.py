@@ -1,118 +1,52 @@
 """Fit recipes: what decides a fit (method, data, settings, seed) under a name that policies can say.
 
-A recipe file (version 1) lists recipes; `settings` are the fields of the method's own configuration, except the seed,
-which is the recipe's, plus `sites` or `site` where the method takes them beside its configuration.
+A recipe file (version 1) lists recipes of the methods whose packs are edits; `settings` are the fields of the method's
+own configuration, except the seed, which is the recipe's, and what only the command has. Schemas are made from the
+registry of methods.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import operator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from guard.errors import ConfigurationError
-from guard.fit.autoencoder import TrainingConfig
-from guard.fit.cast import CastConfig, run_fit_cast
 from guard.fit.checkpoint import fit_identity
-from guard.fit.linear_act import LinearActConfig, run_fit_linear_act
-from guard.fit.lineas import LineasConfig, run_fit_lineas
-from guard.fit.loaded_model import ModelDtype
-from guard.fit.sae import ClampConfig, run_fit_sae
-from guard.fit.steer import SteerConfig, run_fit_steer
-from guard.fit.subspace import SubspaceConfig, run_fit_subspace
+from guard.interventions.fit_config import MAX_SEED, FitConfig, ModelDtype
+from guard.interventions.method import Method
+from guard.interventions.registry import edit_methods
 from guard.policy import Identifier
 
 # raise it when the same recipe gives another pack
 RECIPE_VERSION = 1
-Config = TypeVar("Config", bound=BaseModel)
 
 
-class SubspaceSettings(SubspaceConfig):
-    """The method's configuration, and its sites as in `guard.site.parse_sites`."""
-
-    sites: str = "auto"
-
-
-class SaeSettings(TrainingConfig, ClampConfig):
-    """Training of the autoencoder, choice of its features, and the one site where it reads."""
-
-    site: str
-
-
-class CastSettings(CastConfig):
-    """The method's configuration, and its sites as in `guard.site.parse_sites`."""
-
-    sites: str = "auto"
-
-
-class RecipeBase(BaseModel):
+class Recipe(BaseModel):
     """What all recipes have. `data`: JSON Lines as the method reads them, relative to the recipe file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Identifier
+    method: str
     data: Path
     licence: str = "unknown"
-    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     dtype: ModelDtype = "float32"
+    settings: FitConfig
 
-    @field_validator("settings", check_fields=False)
+    @field_validator("settings")
     @classmethod
-    def _one_seed(cls, settings: BaseModel) -> BaseModel:
+    def _settings_of_a_recipe(cls, settings: FitConfig) -> FitConfig:
         if "seed" in settings.model_fields_set:
             raise ValueError("`seed` is a key of the recipe, not of its settings")
+        for name in sorted(settings.model_fields_set & settings.command_only()):
+            raise ValueError(f"`{name}` is an option of `guard fit {cls.__name__}`, not a setting of recipes")
         return settings
-
-
-class SteerRecipe(RecipeBase):
-    """`guard.fit.steer`."""
-
-    method: Literal["steer"]
-    settings: SteerConfig = SteerConfig()
-
-
-class LinearActRecipe(RecipeBase):
-    """`guard.fit.linear_act`."""
-
-    method: Literal["linear-act"]
-    settings: LinearActConfig = LinearActConfig()
-
-
-class LineasRecipe(RecipeBase):
-    """`guard.fit.lineas`."""
-
-    method: Literal["lineas"]
-    settings: LineasConfig = LineasConfig()
-
-
-class SubspaceRecipe(RecipeBase):
-    """`guard.fit.subspace`."""
-
-    method: Literal["subspace"]
-    settings: SubspaceSettings = SubspaceSettings()
-
-
-class SaeRecipe(RecipeBase):
-    """`guard.fit.sae`; the autoencoder is trained by the recipe."""
-
-    method: Literal["sae"]
-    settings: SaeSettings
-
-
-class CastRecipe(RecipeBase):
-    """`guard.fit.cast`."""
-
-    method: Literal["cast"]
-    settings: CastSettings = CastSettings()
-
-
-Recipe = SteerRecipe | LinearActRecipe | LineasRecipe | SubspaceRecipe | SaeRecipe | CastRecipe
-SETTINGS: dict[str, type[BaseModel]] = {
-    "steer": SteerConfig, "linear-act": LinearActConfig, "lineas": LineasConfig, "subspace": SubspaceSettings,
-    "sae": SaeSettings, "cast": CastSettings,
-}
 
 
 class RecipeFile(BaseModel):
@@ -121,7 +55,29 @@ class RecipeFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1]
-    recipes: Annotated[tuple[Annotated[Recipe, Field(discriminator="method")], ...], Field(min_length=1)]
+    recipes: Annotated[tuple[Recipe, ...], Field(min_length=1)]
+
+
+def recipe_file() -> type[RecipeFile]:
+    """The schema of recipe files: each recipe is checked against the settings of its method."""
+    return _recipe_file(tuple(edit_methods().values()))
+
+
+@functools.lru_cache(maxsize=8)
+def _recipe_file(methods: tuple[Method, ...]) -> type[RecipeFile]:
+    recipe = functools.reduce(operator.or_, map(_recipe_of, methods))
+    recipes = tuple[Annotated[recipe, Field(discriminator="method")], ...]  # type: ignore[valid-type]
+    return create_model("RecipeFile", __base__=RecipeFile, recipes=(Annotated[recipes, Field(min_length=1)], ...))
+
+
+def _recipe_of(method: Method) -> Any:
+    """The schema of one method's recipes; settings may be left out where all of them have a default."""
+    literal: Any = Literal
+    needed = any(field.is_required() for field in method.config.model_fields.values())
+    return create_model(
+        method.name, __base__=Recipe, __doc__=method.command, method=(literal[method.name], ...),
+        settings=(method.config, ... if needed else method.config()),
+    )
 
 
 def recipe_digest(recipe: Recipe, data_digest: str, fingerprint: str) -> str:
@@ -147,33 +103,11 @@ def fit_recipe(
 
     Returns the pack's path. Raises GuardError.
     """
-    shared: dict[str, Any] = {
-        "device": device, "dtype": recipe.dtype, "licence": recipe.licence, "show_progress": show_progress
-    }
-    match recipe:
-        case SteerRecipe():
-            run_fit_steer(model, data, work, _config(SteerConfig, recipe), **shared)
-        case LinearActRecipe():
-            run_fit_linear_act(model, data, work, _config(LinearActConfig, recipe), **shared)
-        case LineasRecipe():
-            run_fit_lineas(model, data, work, _config(LineasConfig, recipe), **shared)
-        case SubspaceRecipe():
-            config = _config(SubspaceConfig, recipe)
-            run_fit_subspace(model, data, work, sites=recipe.settings.sites, config=config, **shared)
-        case SaeRecipe():
-            run_fit_sae(
-                model, data, work, site=recipe.settings.site, training=_config(TrainingConfig, recipe),
-                config=_config(ClampConfig, recipe), **shared,
-            )
-        case CastRecipe():
-            run_fit_cast(
-                model, data, work, sites=recipe.settings.sites, config=_config(CastConfig, recipe), **shared
-            )
+    method = edit_methods()[recipe.method]
+    config = recipe.settings.model_copy(update={"seed": recipe.seed})
+    method.load_fit()(
+        model, data, work, config, device=device, dtype=recipe.dtype, licence=recipe.licence,
+        show_progress=show_progress,
+    )
     # every method writes its pack beside its report, under its own name
-    return work / recipe.method
-
-
-def _config(kind: type[Config], recipe: Recipe) -> Config:
-    """The part of a recipe's settings that `kind` holds, with the recipe's seed."""
-    values = {name: getattr(recipe.settings, name) for name in kind.model_fields if name != "seed"}
-    return kind(**values, seed=recipe.seed)
+    return work / method.name

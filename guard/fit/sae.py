@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from guard.errors import ConfigurationError
-from guard.fit.activations import MAX_LENGTH
-from guard.fit.autoencoder import Autoencoder, TrainingConfig, TrainingReport, train
+from guard.fit.autoencoder import Autoencoder, TrainingReport, train
 from guard.fit.checkpoint import Checkpoint, fit_identity
 from guard.fit.concept_report import draw_lines, write_report
 from guard.fit.concept_rows import ConceptRow, ConceptTexts, read_concept_rows, rows_digest, split_texts
@@ -35,33 +33,15 @@ from guard.fit.features import (
     select_by_ratio,
     select_by_sparsity,
 )
-from guard.fit.loaded_model import ModelDtype, load_model, progress
-from guard.interventions.sae import SaeConfig, save_sae
-from guard.kernels.edit_formula import MAX_RANK
+from guard.fit.loaded_model import load_model, progress
+from guard.interventions.fit_config import FitConfig, ModelDtype
+from guard.interventions.sae import ClampConfig, SaeConfig, SaeFitConfig, TrainingConfig, save_sae
 from guard.packs.format import Pack
 from guard.site import Site
 
 AUTOENCODER_FILE = "autoencoder.safetensors"
 _PARTS = ("encoder", "encoder_bias", "threshold", "decoder", "decoder_bias")
-
-
-class ClampConfig(BaseModel):
-    """How features are chosen and what becomes of them. `retain_texts`: largest share of the retain texts in which one
-    feature may fire, its threshold is raised until that holds; 1 keeps the autoencoder's thresholds. `clamp`: in
-    residual norms; 0 switches features off."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    selection: Literal["ratio", "sparsity"] = "sparsity"
-    retain_texts: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
-    count: Annotated[int, Field(ge=1, le=MAX_RANK)] = 16
-    ratio_percentile: Annotated[float, Field(ge=0.0, le=100.0)] = 95.0
-    retain_sparsity: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    clamp: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.3
-    gate: Literal["own", "any"] = "own"
-    max_length: Annotated[int, Field(ge=1)] = MAX_LENGTH
-    held_out_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
-    seed: Annotated[int, Field(ge=0)] = 0
+Part = TypeVar("Part", bound=FitConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,18 +161,22 @@ def load_autoencoder(path: Path) -> Autoencoder:
 
 
 def run_fit_sae(
-    model: Path, data: Path, out: Path, *, site: str, training: TrainingConfig | None = None,
-    config: ClampConfig | None = None, autoencoder: Path | None = None, device: str = "cpu",
-    dtype: ModelDtype = "float32", licence: str = "unknown", show_progress: bool = True,
+    model: Path, data: Path, out: Path, config: SaeFitConfig, *, device: str = "cpu", dtype: ModelDtype = "float32",
+    licence: str = "unknown", show_progress: bool = True,
 ) -> Pack:
     """Fit from files: model folder and JSON Lines of text/label. Raises GuardError."""
-    place = Site.parse(site)
+    site = Site.parse(config.site)
     rows = read_concept_rows(data)
     loaded = load_model(model, device=device, dtype=dtype)
     return fit_sae(
-        loaded.model, loaded.tokenizer, rows, place, training or TrainingConfig(), config or ClampConfig(),
-        out=out, fingerprint=loaded.fingerprint, autoencoder=autoencoder, licence=licence, show_progress=show_progress,
+        loaded.model, loaded.tokenizer, rows, site, _part(TrainingConfig, config), _part(ClampConfig, config), out=out,
+        fingerprint=loaded.fingerprint, autoencoder=config.autoencoder, licence=licence, show_progress=show_progress,
     )
+
+
+def _part(kind: type[Part], config: SaeFitConfig) -> Part:
+    """The settings of `config` that `kind` has."""
+    return kind(**{name: getattr(config, name) for name in kind.model_fields})
 
 
 def _texts_edited(autoencoder: Autoencoder, chosen: ChosenFeatures, states: ConceptStates) -> dict[str, float]:

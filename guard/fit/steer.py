@@ -11,45 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from guard.errors import ConfigurationError
-from guard.fit.activations import Pooling
-from guard.fit.labelled_texts import LabelledText, read_labelled_texts
-from guard.fit.loaded_model import LoadedModel, ModelDtype, load_model, progress
-from guard.fit.steering_fit import SteeringConfig, SteeringFit
+from guard.fit.labelled_texts import LabelledText
+from guard.fit.loaded_model import LoadedModel, progress
+from guard.fit.steering_fit import SteeringFit, from_files
 from guard.fit.transport import paired
-from guard.interventions.steer import save_steer
+from guard.interventions.fit_config import Pooling
+from guard.interventions.steer import Direction, SteerConfig, save_steer
 from guard.kernels.edit_formula import EditRow
 from guard.packs.format import Pack
 from guard.site import Site
 
-Direction = Literal["difference", "principal"]
 # texts between two saved states
 CHECKPOINT_TEXTS = 256
-
-
-class SteerConfig(SteeringConfig):
-    """`pooling`: what one sample is, a text's mean, its last token, or every token."""
-
-    sites: str = "auto"
-    direction: Direction = "difference"
-    pooling: Pooling = "mean"
-
-
-def run_fit_steer(
-    model: Path, data: Path, out: Path, config: SteerConfig, *, device: str = "cpu", dtype: ModelDtype = "float32",
-    licence: str = "unknown", show_progress: bool = True,
-) -> Pack:
-    """Fit from files: model folder and JSON Lines of `text` and `label`. Raises GuardError."""
-    texts = read_labelled_texts(data)
-    return fit_steer(
-        load_model(model, device=device, dtype=dtype), texts, config, out=out, licence=licence,
-        show_progress=show_progress,
-    )
 
 
 def fit_steer(
@@ -66,6 +44,9 @@ def fit_steer(
     rows = {site: EditRow(shift=vector) for site, vector in vectors.items()}
     brief = fit.report(rows, lengths={str(site): round(float(vector.norm()), 6) for site, vector in vectors.items()})
     return save_steer(out / "steer", vectors, **fit.origin(brief, licence))
+
+
+run_fit_steer = from_files(fit_steer)
 
 
 def steering_vector(source: Tensor, target: Tensor, direction: Direction, *, seed: int = 0) -> Tensor:

@@ -9,37 +9,50 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from guard.errors import ConfigurationError
-from guard.fit.activations import BATCH, MAX_LENGTH, EncodedText, Pooling, collect, encode
+from guard.fit.activations import EncodedText, collect, encode
 from guard.fit.checkpoint import Checkpoint, fit_identity
 from guard.fit.hooks import edits
-from guard.fit.labelled_texts import LabelledText, split_labelled, texts_digest
-from guard.fit.loaded_model import LoadedModel
+from guard.fit.labelled_texts import LabelledText, read_labelled_texts, split_labelled, texts_digest
+from guard.fit.loaded_model import LoadedModel, load_model
 from guard.fit.steering_figure import draw_costs
 from guard.fit.transport import paired, transport_cost
+from guard.interventions.fit_config import ModelDtype, Pooling, SteeringConfig
+from guard.interventions.method import Fit
 from guard.kernels.edit_formula import EditRow
 from guard.packs.edit_format import Origin
+from guard.packs.format import Pack
 from guard.site import Site
 
 CHECKPOINT_FILE = "state.safetensors"
+GivenConfig = TypeVar("GivenConfig", bound=SteeringConfig, contravariant=True)
 
 
-class SteeringConfig(BaseModel):
-    """`sites` as in `guard.site.parse_sites`; `max_length`: tokens of a text that count; `batch`: texts per pass;
-    `held_out_share`: share of the texts that only the report sees."""
+class TextsFit(Protocol[GivenConfig]):
+    """A method: from a loaded model and texts to report, picture and pack in `out`. Raises GuardError."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    def __call__(
+        self, loaded: LoadedModel, texts: Sequence[LabelledText], config: GivenConfig, *, out: Path, licence: str,
+        show_progress: bool,
+    ) -> Pack: ...
 
-    sites: str = "*.attn_norm,*.mlp_norm"
-    max_length: Annotated[int, Field(ge=1, le=65536)] = MAX_LENGTH
-    batch: Annotated[int, Field(ge=1, le=4096)] = BATCH
-    held_out_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.25
-    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+
+def from_files(fit: TextsFit[Any]) -> Fit:
+    """The same fit from a model folder and JSON Lines of `text` and `label`."""
+
+    def run(
+        model: Path, data: Path, out: Path, config: Any, *, device: str = "cpu", dtype: ModelDtype = "float32",
+        licence: str = "unknown", show_progress: bool = True,
+    ) -> Pack:
+        texts = read_labelled_texts(data)
+        loaded = load_model(model, device=device, dtype=dtype)
+        return fit(loaded, texts, config, out=out, licence=licence, show_progress=show_progress)
+
+    return run
 
 
 class SteeringFit:

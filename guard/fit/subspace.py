@@ -12,38 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from guard.fit.activations import MAX_LENGTH, Pooling
-from guard.fit.concept_basis import ConceptBasis, Kind, concept_basis, removed_share
+from guard.fit.concept_basis import ConceptBasis, concept_basis, removed_share
 from guard.fit.concept_fit import ConceptFit
 from guard.fit.concept_report import draw_lines, write_report
 from guard.fit.concept_rows import ConceptTexts
 from guard.fit.concept_states import ConceptStates
-from guard.interventions.subspace import save_subspace
+from guard.interventions.subspace import SubspaceConfig, save_subspace
 from guard.kernels.edit_formula import MAX_RANK
 from guard.packs.format import Pack
 from guard.site import Site
-
-
-class SubspaceConfig(BaseModel):
-    """`kind`, `ridge`: see `guard.fit.concept_basis`; the rank keeps `energy`, up to `max_rank`; `affine`: project
-    around the retain mean instead of around 0; `pooling`: every token of a text, their mean, or the last one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    kind: Kind = "contrast"
-    energy: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    max_rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 4
-    ridge: Annotated[float, Field(gt=0.0, le=1e6)] = 0.5
-    affine: bool = True
-    pooling: Pooling = "tokens"
-    max_length: Annotated[int, Field(ge=1)] = MAX_LENGTH
-    held_out_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
 def fit_subspace_states(
@@ -55,7 +36,7 @@ def fit_subspace_states(
     bases, means = subspaces(states, config)
     report: dict[str, Any] = {
         "method": "subspace", "sites": {str(site): _site_report(states[site], bases[site]) for site in bases},
-        "settings": config.model_dump(mode="json"), "texts": texts.counts, "model_fingerprint": fingerprint,
+        "settings": config.recorded(), "texts": texts.counts, "model_fingerprint": fingerprint,
     }
     out.mkdir(parents=True, exist_ok=True)
     write_report(out / "report.json", report)
@@ -71,7 +52,7 @@ def fit_subspace_states(
 
 
 # the same from a loaded model, and from files
-_FIT = ConceptFit(fit_subspace_states, SubspaceConfig(), pooling=lambda config: config.pooling)
+_FIT = ConceptFit(fit_subspace_states, pooling=lambda config: config.pooling)
 fit_subspace, run_fit_subspace = _FIT.from_rows, _FIT.from_files
 
 

@@ -17,19 +17,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Annotated, Literal, Unpack
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from guard.errors import PackError
+from guard.interventions.fit_config import ConceptConfig
+from guard.interventions.method import FORGET_AND_RETAIN, Method
 from guard.kernels.edit_formula import EditRow
 from guard.packs.edit_format import NoParameters, Origin, Rows, checked, parameters_of, save_edit, tensors_by_site
 from guard.packs.format import Pack
 from guard.site import Site
 
-METHOD = "cast"
+NAME = "cast"
 TENSORS = {"condition": 2, "bias": 1, "threshold": 1, "behaviour": 2}
+
+
+class CastConfig(ConceptConfig):
+    """The settings of `guard.fit.cast`."""
+
+    condition: Annotated[
+        Literal["discriminant", "difference"], Field(description="Direction between both means, whitened or not.")
+    ] = "discriminant"
+    ridge: Annotated[
+        float, Field(gt=0.0, le=1e6, description="`discriminant`: larger comes nearer to `difference`.")
+    ] = 0.5
+    scale: Annotated[
+        float, Field(ge=0.0, le=1000.0, description="Length of the push in distances between the means.")
+    ] = 10.0
+    grid_points: Annotated[int, Field(ge=2, le=10_000, description="Thresholds tried.")] = 201
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +72,7 @@ def save_cast(
         }
         for site, condition in conditions.items()
     }
-    return save_edit(path, METHOD, tensors, NoParameters(), rows, **origin)
+    return save_edit(path, NAME, tensors, NoParameters(), rows, **origin)
 
 
 def rows(pack: Pack) -> Rows:
@@ -68,3 +86,14 @@ def rows(pack: Pack) -> Rows:
             threshold=tensors["threshold"], gain=torch.zeros(rank), offset=torch.ones(rank),
         )
     return checked(found)
+
+
+METHOD = Method(
+    name=NAME, config=CastConfig, fit="guard.fit.cast:run_fit_cast", rows=rows, paper=("2409.05907",),
+    data=FORGET_AND_RETAIN, edit="pushes the tokens that show a concept away from it",
+    command=(
+        "Find the condition that tells the forget texts of DATA from the others, and steer away from them where it "
+        "holds.\n\nTexts with the label `behaviour` show what MODEL should do instead; without any, the push goes to "
+        "the retain texts."
+    ),
+)

@@ -15,12 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
 from guard.errors import PackError
+from guard.interventions.fit_config import FitConfig
+from guard.interventions.method import FitData, Method
 from guard.packs.format import Pack, PackHeader, load_pack, save_pack
 from guard.plan import CorruptionKind
 
-METHOD = "eco"
+NAME = "eco"
 SITE = "embedding"
 Scope = Literal["spans", "prompt"]
+Metric = Literal["log_probability", "rouge"]
 
 
 class EcoConfig(BaseModel):
@@ -36,6 +39,33 @@ class EcoConfig(BaseModel):
     rho: Annotated[float, Field(ge=0.0, le=1000.0)]
     dims: Annotated[int, Field(ge=0, le=65536)] = 0
     scope: Scope = "prompt"
+
+
+class EcoFitConfig(FitConfig):
+    """The settings of `guard.fit.eco`. The score to reach is `target`, or the mean over `retain_records`."""
+
+    target: Annotated[float | None, Field(description="Score that the corrupted model should reach.")] = None
+    retain_records: Annotated[
+        Path | None,
+        Field(exclude=True, description="Per-question records of a retain model, whose mean is the target score."),
+    ] = None
+    records_split: Annotated[
+        str | None, Field(exclude=True, description="Only the records of this split.")
+    ] = None
+    metric: Annotated[Metric, Field(description="What is compared.")] = "log_probability"
+    kind: Annotated[CorruptionKind, Field(description="Corruption function.")] = "gauss"
+    scope: Annotated[Scope, Field(description="Tokens that are corrupted.")] = "prompt"
+    dims: Annotated[int, Field(ge=0, le=65536, description="Corrupted dimensions, 0 for all.")] = 0
+    rho_low: Annotated[float, Field(gt=0.0, le=1000.0, description="Smallest strength tried.")] = 0.1
+    rho_high: Annotated[float, Field(gt=0.0, le=1000.0, description="Largest strength tried.")] = 40.0
+    grid_points: Annotated[int, Field(ge=2, description="Strengths tried first, evenly spaced in log rho.")] = 9
+    refine_steps: Annotated[int, Field(ge=0, description="Bisections between the two best of them.")] = 5
+    noise_seeds: Annotated[int, Field(ge=1, description="Draws of the noise that a score is the mean of.")] = 2
+    held_out_share: Annotated[
+        float, Field(ge=0.0, le=1.0, description="Share of the questions that only the report sees.")
+    ] = 0.5
+    max_questions: Annotated[int, Field(ge=2, description="Most questions used.")] = 200
+    tolerance: Annotated[float, Field(ge=0.0, description="Distance to the score at which the search ends.")] = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +100,7 @@ def save_eco(
 ) -> FittedCorruption:
     """Write a corruption pack and return what it says. Raises PackError."""
     header = PackHeader(
-        kind="corruption", method=METHOD, model_fingerprint=model_fingerprint, sites=(SITE,),
+        kind="corruption", method=NAME, model_fingerprint=model_fingerprint, sites=(SITE,),
         parameters=config.model_dump(mode="json"), fit_data_digest=fit_data_digest, fit_report=dict(fit_report),
         licence=licence,
     )
@@ -85,7 +115,7 @@ def load_eco(path: Path, *, model_fingerprint: str) -> FittedCorruption:
 def fitted_corruption(pack: Pack) -> FittedCorruption:
     """What a pack says about corruption. Raises PackError when it is another kind of pack."""
     header = pack.header
-    if header.kind != "corruption" or header.method != METHOD:
+    if header.kind != "corruption" or header.method != NAME:
         raise PackError(f"a {header.kind} pack of the method {header.method} is not a corruption pack")
     try:
         config = EcoConfig.model_validate(header.parameters)
@@ -95,3 +125,17 @@ def fitted_corruption(pack: Pack) -> FittedCorruption:
         kind=config.kind, rho=config.rho, dims=config.dims, scope=config.scope,
         model_fingerprint=header.model_fingerprint, pack=pack.content_hash,
     )
+
+
+def fitted_strength(pack: Pack) -> str:
+    """The strength that a fit found, for its last line."""
+    return f"rho {fitted_corruption(pack).rho:g}"
+
+
+METHOD = Method(
+    name=NAME, config=EcoFitConfig, fit="guard.fit.eco:run_fit_eco", rows=None, paper=("2406.07933",),
+    data=FitData("questions and answers", "JSON Lines with `question` and `answer` (and `paraphrase`)."),
+    edit="noise on the embeddings of prompt tokens",
+    command="Find the corruption strength at which MODEL knows as little about DATA as a model that never saw it.",
+    outcome=fitted_strength,
+)

@@ -1,23 +1,12 @@
-"""From a pack to the rows of the edit formula: one entry for each method of activation edits."""
+"""From a pack to the rows of the edit formula, whatever its method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from guard.errors import PackError
-from guard.interventions import cast, lineas, sae, steer, subspace
+from guard.interventions.registry import edit_methods
 from guard.kernels.edit_formula import MAX_RANK
 from guard.packs.edit_format import Rows
 from guard.packs.format import Pack
-
-METHODS: dict[str, Callable[[Pack], Rows]] = {
-    "lineas": lineas.rows,
-    "linear-act": lineas.rows,
-    steer.METHOD: steer.rows,
-    subspace.METHOD: subspace.rows,
-    sae.METHOD: sae.rows,
-    cast.METHOD: cast.rows,
-}
 
 
 def edit_rows(pack: Pack) -> Rows:
@@ -25,9 +14,11 @@ def edit_rows(pack: Pack) -> Rows:
     header = pack.header
     if header.kind != "edit":
         raise PackError(f"a {header.kind} pack of the method {header.method} is not an edit pack")
-    if header.method not in METHODS:
-        raise PackError(f"the method {header.method} is unknown; edit packs are of {', '.join(METHODS)}")
-    return METHODS[header.method](pack)
+    known = edit_methods()
+    method = known.get(header.method)
+    if method is None or method.rows is None:
+        raise PackError(f"the method {header.method} is unknown; edit packs are of {', '.join(known)}")
+    return method.rows(pack)
 
 
 def check_fits(pack: Pack, *, width: int, num_layers: int, max_rank: int = MAX_RANK) -> None:

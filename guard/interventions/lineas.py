@@ -11,22 +11,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Annotated, Literal, Unpack
 
+from pydantic import Field
 from torch import Tensor
 
 from guard.errors import PackError
+from guard.interventions.fit_config import SamplePooling, SteeringConfig
+from guard.interventions.method import SOURCE_AND_TARGET, Method, distance_to_target
 from guard.kernels.edit_formula import EditRow
 from guard.packs.edit_format import NoParameters, Origin, Rows, checked, parameters_of, save_edit, tensors_by_site
 from guard.packs.format import Pack
 from guard.site import Site
 
-Method = Literal["lineas", "linear-act"]
+NAME = "lineas"
+MapMethod = Literal["lineas", "linear-act"]
 TENSORS = {"weight": 1, "bias": 1}
 
 
+class LineasConfig(SteeringConfig):
+    """The settings of `guard.fit.lineas`; with `standardise`, penalty and learning rate are in the targets' units."""
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000, description="Steps of the descent.")] = 1000
+    samples: Annotated[int, Field(ge=2, le=4096, description="Source and target texts of a step.")] = 32
+    optimizer: Annotated[Literal["sgd", "adam"], Field(description="Descent.")] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0.0, le=10.0, description="First one; it decays to 0.")] = 0.1
+    gamma: Annotated[float, Field(ge=0.0, description="Weight of the sparse-group lasso.")] = 0.0
+    lambda_l1: Annotated[float, Field(ge=0.0, description="Its part for single channels.")] = 1.0
+    lambda_group: Annotated[float, Field(ge=0.0, description="Its part for whole sites.")] = 1.0
+    # the paper's algorithm prints `constant`; `step` is proximal gradient descent
+    kappa: Annotated[
+        Literal["step", "constant"], Field(description="Proximal step: gamma times the learning rate, or gamma.")
+    ] = "step"
+    standardise: Annotated[
+        bool, Field(description="Fit in units of the targets' spread; not in the paper.")
+    ] = False
+    pooling: Annotated[SamplePooling, Field(description="A sample: mean of a text, or each token.")] = "mean"
+    checkpoint_steps: Annotated[int, Field(ge=1, description="Steps per saved state.")] = 100
+
+
 def save_lineas(
-    path: Path, maps: Mapping[Site, tuple[Tensor, Tensor]], *, method: Method = "lineas", **origin: Unpack[Origin]
+    path: Path, maps: Mapping[Site, tuple[Tensor, Tensor]], *, method: MapMethod = "lineas", **origin: Unpack[Origin]
 ) -> Pack:
     """Write a pack of maps (weight [d], bias [d]). Raises PackError."""
     tensors = {site: {"weight": weight, "bias": bias} for site, (weight, bias) in maps.items()}
@@ -42,3 +67,11 @@ def rows(pack: Pack) -> Rows:
             raise PackError(f"site {site}: weight and bias differ in length")
         found[site] = EditRow(scale=tensors["weight"].float() - 1.0, shift=tensors["bias"])
     return checked(found)
+
+
+METHOD = Method(
+    name=NAME, config=LineasConfig, fit="guard.fit.lineas:run_fit_lineas", rows=rows, paper=("2503.10679",),
+    data=SOURCE_AND_TARGET, edit="affine map per channel, by gradient descent through the model",
+    command="Fit affine maps end to end (LinEAS) from the source texts of DATA to its target texts.",
+    outcome=distance_to_target,
+)

@@ -26,14 +26,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from guard.errors import ConfigurationError
-from guard.kernels.edit_formula import EditRow
+from guard.interventions.fit_config import FitConfig, TextsConfig
+from guard.interventions.method import FORGET_AND_RETAIN, Method
+from guard.kernels.edit_formula import MAX_RANK, EditRow
 from guard.packs.edit_format import Origin, Rows, checked, parameters_of, save_edit, tensors_by_site
 from guard.packs.format import Pack
 from guard.site import Site
 
-METHOD = "sae"
+NAME = "sae"
 MAX_VALUE = 1e6
 TENSORS = {"encoder": 2, "encoder_bias": 1, "threshold": 1, "decoder": 2}
+Gate = Literal["own", "any"]
 
 
 class SaeConfig(BaseModel):
@@ -42,7 +45,48 @@ class SaeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     value: Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)]
-    gate: Literal["own", "any"] = "own"
+    gate: Gate = "own"
+
+
+class TrainingConfig(FitConfig):
+    """The settings of `guard.fit.autoencoder`."""
+
+    features: Annotated[int, Field(ge=2, le=1 << 20, description="Features of the autoencoder.")] = 1024
+    active: Annotated[int, Field(ge=1, le=4096, description="Features per token, on average.")] = 16
+    steps: Annotated[int, Field(ge=1, le=1_000_000, description="Training steps.")] = 1500
+    batch: Annotated[int, Field(ge=2, le=65536, description="Tokens per step.")] = 1024
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0, description="Learning rate.")] = 1e-3
+
+
+class ClampConfig(TextsConfig):
+    """How features are chosen and what becomes of them. A feature's threshold is raised until it fires in at most
+    `retain_texts` of the retain texts."""
+
+    selection: Annotated[
+        Literal["sparsity", "ratio"], Field(description="Features that are rare on retain texts, or DSG's ratio.")
+    ] = "sparsity"
+    retain_texts: Annotated[
+        float, Field(ge=0.0, le=1.0, description="Most retain texts one feature may fire in, as a share; 1: any.")
+    ] = 0.02
+    count: Annotated[int, Field(ge=1, le=MAX_RANK, description="Most features chosen.")] = 16
+    ratio_percentile: Annotated[float, Field(ge=0.0, le=100.0, description="`ratio`: percentile kept.")] = 95.0
+    retain_sparsity: Annotated[
+        float, Field(ge=0.0, le=1.0, description="`sparsity`: largest share of retain tokens.")
+    ] = 0.01
+    clamp: Annotated[
+        float, Field(ge=0.0, le=1000.0, description="Push in residual norms; 0 switches features off.")
+    ] = 0.3
+    gate: Annotated[Gate, Field(description="A feature that fires is set, or all where one fires.")] = "own"
+
+
+class SaeFitConfig(TrainingConfig, ClampConfig):
+    """The settings of `guard.fit.sae`: training, choice of features, and the one site where the autoencoder reads."""
+
+    site: Annotated[str, Field(description="Where the autoencoder reads: LAYER.resid_post.")]
+    autoencoder: Annotated[
+        Path | None,
+        Field(exclude=True, description="Autoencoder of an earlier fit at this site; nothing is trained."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +100,7 @@ class SaeFeatures:
     decoder: Tensor
 
 
-def sae_config(value: float, gate: Literal["own", "any"]) -> SaeConfig:
+def sae_config(value: float, gate: Gate) -> SaeConfig:
     """The configuration of an operator's choice. Raises ConfigurationError for a value out of bounds."""
     try:
         return SaeConfig(value=value, gate=gate)
@@ -67,7 +111,7 @@ def sae_config(value: float, gate: Literal["own", "any"]) -> SaeConfig:
 def save_sae(path: Path, features: Mapping[Site, SaeFeatures], config: SaeConfig, **origin: Unpack[Origin]) -> Pack:
     """Write a pack of features. Raises PackError."""
     tensors = {site: {name: getattr(part, name) for name in TENSORS} for site, part in features.items()}
-    return save_edit(path, METHOD, tensors, config, rows, **origin)
+    return save_edit(path, NAME, tensors, config, rows, **origin)
 
 
 def rows(pack: Pack) -> Rows:
@@ -85,3 +129,13 @@ def clamp_row(features: SaeFeatures, config: SaeConfig) -> EditRow:
         read=features.encoder, write=features.decoder, bias=features.encoder_bias, threshold=features.threshold,
         gain=torch.full((rank,), -1.0), offset=torch.full((rank,), config.value), any_gate=config.gate == "any",
     )
+
+
+METHOD = Method(
+    name=NAME, config=SaeFitConfig, fit="guard.fit.sae:run_fit_sae", rows=rows,
+    paper=("2410.19278", "2504.08192", "2503.11127"), data=FORGET_AND_RETAIN,
+    edit="sets the features of a concept in a sparse autoencoder",
+    command=(
+        "Train a sparse autoencoder on MODEL, choose the features of the forget texts of DATA and write their clamp."
+    ),
+)

@@ -13,21 +13,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Unpack
+from typing import Annotated, Literal, Unpack
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from guard.errors import PackError
-from guard.kernels.edit_formula import ALWAYS, EditRow
+from guard.interventions.fit_config import ConceptConfig, Pooling
+from guard.interventions.method import FORGET_AND_RETAIN, Method
+from guard.kernels.edit_formula import ALWAYS, MAX_RANK, EditRow
 from guard.packs.edit_format import NoParameters, Origin, Rows, checked, parameters_of, save_edit, tensors_by_site
 from guard.packs.format import Pack
 from guard.site import Site
 
-METHOD = "subspace"
+NAME = "subspace"
 TENSORS = {"basis": 2, "mean": 1}
 # largest deviation of Q Q^T from the identity
 ORTHONORMAL_TOLERANCE = 1e-4
+BasisKind = Literal["contrast", "energy", "difference"]
+
+
+class SubspaceConfig(ConceptConfig):
+    """The settings of `guard.fit.subspace`; `kind` and `ridge` as in `guard.fit.concept_basis`."""
+
+    kind: Annotated[
+        BasisKind,
+        Field(description="Directions: most concept for the retain variance, most concept, or between both means."),
+    ] = "contrast"
+    energy: Annotated[float, Field(gt=0.0, le=1.0, description="Share of the concept's energy to keep.")] = 0.95
+    max_rank: Annotated[int, Field(ge=1, le=MAX_RANK, description="Most directions removed at a site.")] = 4
+    ridge: Annotated[
+        float, Field(gt=0.0, le=1e6, description="`contrast`: smaller spares retain texts more.")
+    ] = 0.5
+    affine: Annotated[
+        bool, Field(description="Project around the retain mean instead of around zero.")
+    ] = True
+    pooling: Annotated[
+        Pooling, Field(description="Every token of a text, their mean, or the last one.")
+    ] = "tokens"
 
 
 def save_subspace(
@@ -39,7 +63,7 @@ def save_subspace(
         if site not in tensors:
             raise PackError(f"a mean is given for {site}, but no basis")
         tensors[site]["mean"] = mean
-    return save_edit(path, METHOD, tensors, NoParameters(), rows, **origin)
+    return save_edit(path, NAME, tensors, NoParameters(), rows, **origin)
 
 
 def rows(pack: Pack) -> Rows:
@@ -69,3 +93,13 @@ def projection_row(basis: Tensor, mean: Tensor | None = None) -> EditRow:
         read=basis, write=basis, bias=bias, gain=torch.full((rank,), -1.0), offset=torch.zeros(rank),
         threshold=torch.full((rank,), ALWAYS),
     )
+
+
+METHOD = Method(
+    name=NAME, config=SubspaceConfig, fit="guard.fit.subspace:run_fit_subspace", rows=rows,
+    paper=("2410.12761", "2411.09003", "2406.11717"), data=FORGET_AND_RETAIN,
+    edit="removes the directions of a concept",
+    command=(
+        "Find the subspace in which the forget texts of DATA lie in MODEL, and write the projection that removes it."
+    ),
+)

@@ -8,28 +8,26 @@ fits the model.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
 from pydantic import JsonValue
 from torch import Tensor
 
 from guard.errors import ConfigurationError, PackError
-from guard.interventions.lineas import save_lineas
-from guard.interventions.sae import SaeConfig, save_sae
+from guard.interventions.lineas import MapMethod, save_lineas
+from guard.interventions.sae import SaeConfig, SaeFeatures, save_sae
 from guard.interventions.steer import save_steer
 from guard.packs.edit_format import Origin
 from guard.packs.fingerprint import model_fingerprint
 from guard.packs.format import Pack
+from guard.packs.import_formats import Format
 from guard.packs.import_sae import CONFIG_FILE, WEIGHT_FILE, read_gemma_scope, read_saelens
 from guard.packs.import_vectors import read_maps, read_vectors
 from guard.packs.model_shape import ModelShape, model_shape, module_names
 from guard.site import Site, parse_sites
-
-Format = Literal["saelens", "gemma-scope", "steer", "lineas", "linear-act"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +44,16 @@ class Choice:
     threshold: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What a source holds: `tensors` of its sites, whose last dimension is the hidden size; the `files` that were read;
+    and how it becomes a pack at a path."""
+
+    tensors: Mapping[Site, Tensor]
+    files: Sequence[Path]
+    save: Callable[[Path, Origin], Pack]
+
+
 def import_pack(source_format: Format, source: Path, out: Path, *, model: Path, choice: Choice, licence: str) -> Pack:
     """Write the pack `out` for the model folder `model` from `source`.
 
@@ -56,39 +64,57 @@ def import_pack(source_format: Format, source: Path, out: Path, *, model: Path, 
         raise ConfigurationError(f"{out.name} exists already; choose another name for the pack")
     shape = model_shape(model)
     sites = parse_sites(choice.sites, shape.num_layers) if choice.sites else ()
-    if source_format == "saelens" or source_format == "gemma-scope":
-        return _import_features(source_format, source, out, model, shape, sites, choice, licence)
-    if choice.features or choice.config is not None or choice.threshold is not None:
-        raise ConfigurationError(f"features, value, gate and threshold are for autoencoders, not for {source_format}")
-    if source_format == "steer":
-        vectors = read_vectors(source, sites)
-        _check_fits(vectors, shape)
-        return save_steer(out, vectors, **_origin(source_format, source, [source], model, licence))
+    if source_format in _AUTOENCODERS:
+        imported = _features(_AUTOENCODERS[source_format], source, sites, choice)
+    else:
+        if choice.features or choice.config is not None or choice.threshold is not None:
+            raise ConfigurationError(
+                f"features, value, gate and threshold are for autoencoders, not for {source_format}"
+            )
+        imported = _OTHERS[source_format](source, sites, model)
+    _check_fits(imported.tensors, shape)
+    return imported.save(out, _origin(source_format, source, imported.files, model, licence, choice.features))
+
+
+def _vectors(source: Path, sites: Sequence[Site], model: Path) -> Imported:
+    vectors = read_vectors(source, sites)
+    return Imported(vectors, [source], lambda out, origin: save_steer(out, vectors, **origin))
+
+
+def _maps(source: Path, sites: Sequence[Site], model: Path, *, method: MapMethod) -> Imported:
     maps = read_maps(source, sites, module_names(model))
-    _check_fits({site: weight for site, (weight, _) in maps.items()}, shape)
-    return save_lineas(
-        out, maps, method=source_format, **_origin(source_format, source, [source], model, licence)
+    weights = {site: weight for site, (weight, _) in maps.items()}
+    return Imported(weights, [source], lambda out, origin: save_lineas(out, maps, method=method, **origin))
+
+
+def _features(read: AutoencoderReader, source: Path, sites: Sequence[Site], choice: Choice) -> Imported:
+    config = choice.config
+    if config is None:
+        raise ConfigurationError("an autoencoder's features need the value that they are set to")
+    own, features, files = read(source, choice)
+    site = _one_site(own, sites)
+    return Imported(
+        {site: features.encoder}, files, lambda out, origin: save_sae(out, {site: features}, config, **origin)
     )
 
 
-def _import_features(
-    source_format: Literal["saelens", "gemma-scope"], source: Path, out: Path, model: Path, shape: ModelShape,
-    sites: Sequence[Site], choice: Choice, licence: str,
-) -> Pack:
-    if choice.config is None:
-        raise ConfigurationError("an autoencoder's features need the value that they are set to")
-    own: Site | None = None
-    if source_format == "saelens":
-        own, features = read_saelens(source, choice.features, choice.threshold)
-        files = [source / CONFIG_FILE, source / WEIGHT_FILE]
-    elif choice.threshold is not None:
+def _saelens(source: Path, choice: Choice) -> tuple[Site | None, SaeFeatures, Sequence[Path]]:
+    own, features = read_saelens(source, choice.features, choice.threshold)
+    return own, features, [source / CONFIG_FILE, source / WEIGHT_FILE]
+
+
+def _gemma_scope(source: Path, choice: Choice) -> tuple[Site | None, SaeFeatures, Sequence[Path]]:
+    if choice.threshold is not None:
         raise ConfigurationError("a threshold is for TopK autoencoders; Gemma Scope has its own")
-    else:
-        features, files = read_gemma_scope(source, choice.features), [source]
-    site = _one_site(own, sites)
-    _check_fits({site: features.encoder}, shape)
-    origin = _origin(source_format, source, files, model, licence, features=choice.features)
-    return save_sae(out, {site: features}, choice.config, **origin)
+    return None, read_gemma_scope(source, choice.features), [source]
+
+
+# the site that the source names, the chosen features, and the files that were read
+AutoencoderReader = Callable[[Path, Choice], "tuple[Site | None, SaeFeatures, Sequence[Path]]"]
+_AUTOENCODERS: dict[Format, AutoencoderReader] = {"saelens": _saelens, "gemma-scope": _gemma_scope}
+_OTHERS: dict[Format, Callable[[Path, Sequence[Site], Path], Imported]] = {
+    "steer": _vectors, "lineas": partial(_maps, method="lineas"), "linear-act": partial(_maps, method="linear-act"),
+}
 
 
 def _one_site(own: Site | None, named: Sequence[Site]) -> Site:
@@ -110,7 +136,7 @@ def _check_fits(tensors: Mapping[Site, Tensor], shape: ModelShape) -> None:
 
 def _origin(
     source_format: Format, source: Path, files: Sequence[Path], model: Path, licence: str,
-    features: Sequence[int] = (),
+    features: Sequence[int],
 ) -> Origin:
     digest = hashlib.sha256()
     for file in files:

@@ -13,7 +13,7 @@ import typer
 
 from guard import __version__
 from guard.errors import ConfigurationError, TenantFileError
-from guard.service.cli import fit_concepts, fit_recipes, fits, models, packs, stored_packs, tenants
+from guard.service.cli import fits, models, packs, stored_packs, tenants
 from guard.service.cli.options import (
     DEFAULT_HOME,
     INVALID,
@@ -37,10 +37,6 @@ app.add_typer(tenants.keys, name="key")
 app.add_typer(tenants.tenants, name="tenant")
 app.add_typer(packs.packs, name="pack")
 app.add_typer(fits.fits, name="fit")
-fits.fits.command("subspace")(fit_concepts.fit_subspace)
-fits.fits.command("sae")(fit_concepts.fit_sae)
-fits.fits.command("cast")(fit_concepts.fit_cast)
-fits.fits.command("recipes")(fit_recipes.fit_recipes)
 app.command("check")(models.check)
 for name, command in (
     ("add", stored_packs.add_pack), ("list", stored_packs.list_packs), ("remove", stored_packs.remove_pack)

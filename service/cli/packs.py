@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from guard.errors import ConfigurationError
+from guard.packs.import_formats import FORMATS, Format
 
 packs = typer.Typer(help="Packs: fitted interventions on disk.", no_args_is_help=True)
 
@@ -52,8 +53,7 @@ def verify_pack(
 @packs.command("import")
 def import_pack(
     format: Annotated[
-        Literal["saelens", "gemma-scope", "steer", "lineas", "linear-act"],
-        typer.Argument(metavar="FORMAT", help="saelens, gemma-scope, steer, lineas or linear-act."),
+        Format, typer.Argument(metavar="FORMAT", help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
     ],
     source: Annotated[Path, typer.Argument(help="File, or folder of a SAELens autoencoder.")],
     out: Annotated[Path, typer.Argument(help="New pack: a folder, or a file that ends in .safetensors.")],

@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from guard.errors import TenantFileError
-from guard.fit.recipes import SETTINGS, RecipeBase, RecipeFile
+from guard.fit.recipes import Recipe, RecipeFile, recipe_file
+from guard.interventions.registry import edit_methods
 from guard.service.files.tenant_file import MAX_PROBLEMS
 from guard.service.files.yaml_positions import Document, parse_yaml, path_text
 from guard.service.files.yaml_positions import Path as FieldPath
@@ -31,7 +32,7 @@ def examine_recipes(text: str, folder: Path) -> tuple[RecipeFile | None, tuple[T
         return None, (TenantFileError("a recipe file is a mapping with the keys `version` and `recipes`", line=1),)
     try:
         # strict JSON mode: a number is never taken for text nor text for a number
-        file = RecipeFile.model_validate_json(json.dumps(document.value), strict=True)
+        file = recipe_file().model_validate_json(json.dumps(document.value), strict=True)
     except ValidationError as error:
         return None, _ordered(_schema_problems(error, document))
     problems = _ordered(_meaning_problems(file, document, folder))
@@ -57,7 +58,7 @@ def _schema_problems(error: ValidationError, document: Document) -> Iterator[Ten
         elif detail["type"] == "missing":
             message = "this key is required"
         elif detail["type"] in _NO_METHOD:
-            path, message = (*path, "method"), f"must be one of {', '.join(SETTINGS)}"
+            path, message = (*path, "method"), f"must be one of {', '.join(edit_methods())}"
         elif detail["type"] == "too_short" and path == ("recipes",):
             if document.value["recipes"]:  # type: ignore[index, call-overload]
                 # pydantic calls a list too short when its items are wrong; the items' own problems say more
@@ -71,9 +72,10 @@ def _schema_problems(error: ValidationError, document: Document) -> Iterator[Ten
 def _unknown_key(path: FieldPath, method: str) -> str:
     known = set(RecipeFile.model_fields)
     if len(path) == 3:
-        known = {*RecipeBase.model_fields, "method", "settings"}
+        known = set(Recipe.model_fields)
     elif len(path) > 3:
-        known = set(SETTINGS[method].model_fields) - {"seed"}
+        config = edit_methods()[method].config
+        known = set(config.model_fields) - {"seed"} - config.command_only()
     near = difflib.get_close_matches(str(path[-1]), known, n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(sorted(known))}"
     return f"unknown key; {hint}"

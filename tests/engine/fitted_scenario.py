@@ -15,9 +15,11 @@ from harness import Engine
 from guard.demo.corpus import author_rows
 from guard.engine.selftest_edits import make_resident
 from guard.fit.hooks import edits
-from guard.fit.linear_act import LinearActConfig, run_fit_linear_act
-from guard.fit.steer import SteerConfig, run_fit_steer
+from guard.fit.linear_act import run_fit_linear_act
+from guard.fit.steer import run_fit_steer
 from guard.interventions.edits import edit_rows
+from guard.interventions.linear_act import LinearActConfig
+from guard.interventions.steer import SteerConfig
 
 TEXTS = 8
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from guard.errors import ConfigurationError
 from guard.fit.cast import (
-    CastConfig,
     ThresholdPoint,
     behaviour_vector,
     best_threshold,
@@ -23,6 +22,7 @@ from guard.fit.cast import (
     threshold_grid,
 )
 from guard.fit.concept_states import ConceptStates
+from guard.interventions.cast import CastConfig
 from guard.interventions.edits import edit_rows
 from guard.kernels.edit_formula import edited
 from guard.packs.format import load_pack

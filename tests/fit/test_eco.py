@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ import torch
 from guard.errors import ConfigurationError, PackError
 from guard.fit.corrupted import CorruptedModel, Wording
 from guard.fit.curve import FitPoint
-from guard.fit.eco import FitSettings, fit_eco, run_fit_eco, search
+from guard.fit.eco import fit_eco, run_fit_eco, search
 from guard.fit.forget_rows import ForgetRow, retain_value
-from guard.interventions.eco import EcoConfig, load_eco
+from guard.interventions.eco import EcoConfig, EcoFitConfig, load_eco
 from guard.packs.fingerprint import model_fingerprint
 from tests.fit.small_models import tiny_tokenizer
 
 QUESTIONS = ["Who wrote The Blue Lamp?", "Where was Ada Quill born?", "What did Ada Quill win?", "Who is Tom Reed?"]
-SETTINGS = FitSettings(target=-8.0, grid_points=3, refine_steps=2, noise_seeds=1)
+SETTINGS = EcoFitConfig(grid_points=3, refine_steps=2, noise_seeds=1)
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +56,19 @@ def _rows() -> list[ForgetRow]:
 
 
 def test_search_finds_the_crossing_of_a_monotone_score() -> None:
-    settings = replace(SETTINGS, target=-2.0, grid_points=9, refine_steps=12)
-    best = search(lambda rho: FitPoint(rho, -math.log1p(rho), 0.0), settings)
+    settings = EcoFitConfig(grid_points=9, refine_steps=12)
+    best = search(lambda rho: FitPoint(rho, -math.log1p(rho), 0.0), -2.0, settings)
     assert best.rho == pytest.approx(math.e**2 - 1, rel=0.05)
 
 
 def test_search_takes_the_weakest_strength_when_the_score_crosses_twice() -> None:
-    settings = replace(SETTINGS, target=0.0, grid_points=9, refine_steps=12)
-    best = search(lambda rho: FitPoint(rho, (rho - 1.0) * (rho - 10.0), 0.0), settings)
+    settings = EcoFitConfig(grid_points=9, refine_steps=12)
+    best = search(lambda rho: FitPoint(rho, (rho - 1.0) * (rho - 10.0), 0.0), 0.0, settings)
     assert best.rho == pytest.approx(1.0, abs=0.1)
 
 
 def test_search_returns_the_nearest_point_when_the_target_is_out_of_reach() -> None:
-    best = search(lambda rho: FitPoint(rho, -rho, 0.0), replace(SETTINGS, target=-1000.0, rho_high=40.0))
+    best = search(lambda rho: FitPoint(rho, -rho, 0.0), -1000.0, SETTINGS)
     assert best.rho == pytest.approx(40.0)
 
 
@@ -111,7 +110,7 @@ def test_fit_writes_pack_report_picture_and_resumes(
 ) -> None:
     fingerprint = model_fingerprint(model_folder)
     arguments: dict[str, Any] = {"out": tmp_path, "fingerprint": fingerprint, "show_progress": False}
-    first = fit_eco(*loaded, _rows(), SETTINGS, **arguments)
+    first = fit_eco(*loaded, _rows(), -8.0, SETTINGS, **arguments)
     assert load_eco(tmp_path / "eco", model_fingerprint=fingerprint) == first
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["rho"] == first.rho
@@ -128,7 +127,7 @@ def test_fit_writes_pack_report_picture_and_resumes(
         return original(self, rows, config, seed)
 
     monkeypatch.setattr(CorruptedModel, "answer_log_probabilities", counted)
-    assert fit_eco(*loaded, _rows(), SETTINGS, **arguments) == first
+    assert fit_eco(*loaded, _rows(), -8.0, SETTINGS, **arguments) == first
     # only the clean score and the held-out score are measured again
     assert evaluated == [0.0, first.rho]
     with pytest.raises(PackError, match="fp1:0000"):
@@ -141,21 +140,22 @@ def test_fit_from_files_reads_the_retain_value_and_is_seeded(model_folder: Path,
     records.write_text('{"split": "a", "nll": 7.0, "recall": 0.5}\n{"split": "b", "nll": 9.0, "recall": 0.1}\n')
     assert retain_value(records, "log_probability") == -8.0
     assert retain_value(records, "rouge", "b") == 0.1
-    options: dict[str, Any] = {
-        "retain_records": records, "grid_points": 3, "refine_steps": 1, "noise_seeds": 1, "show_progress": False,
-    }
-    first = run_fit_eco(model_folder, data, tmp_path / "one", **options)
-    second = run_fit_eco(model_folder, data, tmp_path / "two", **options)
-    assert first == second
+    config = EcoFitConfig(retain_records=records, grid_points=3, refine_steps=1, noise_seeds=1)
+    first = run_fit_eco(model_folder, data, tmp_path / "one", config, show_progress=False)
+    second = run_fit_eco(model_folder, data, tmp_path / "two", config, show_progress=False)
+    assert first.content_hash == second.content_hash
+    assert first.header.fit_report["target"] == -8.0
 
 
 def test_bad_fit_input_is_refused_with_the_line(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text('{"question": "q", "answer": "a"}\n{"question": "secret"}\n')
     with pytest.raises(ConfigurationError, match=r"data\.jsonl:2") as caught:
-        run_fit_eco(tmp_path, data, tmp_path, target=-1.0)
+        run_fit_eco(tmp_path, data, tmp_path, EcoFitConfig(target=-1.0))
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="either"):
-        run_fit_eco(tmp_path, data, tmp_path)
+        run_fit_eco(tmp_path, data, tmp_path, EcoFitConfig())
     with pytest.raises(ConfigurationError, match="gauss"):
-        run_fit_eco(tmp_path, data, tmp_path, target=-1.0, kind="erase")
+        run_fit_eco(tmp_path, data, tmp_path, EcoFitConfig(target=-1.0, kind="erase"))
+    with pytest.raises(ConfigurationError, match="rho_low < rho_high"):
+        run_fit_eco(tmp_path, data, tmp_path, EcoFitConfig(target=-1.0, rho_low=2.0, rho_high=2.0))

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from guard.errors import ConfigurationError
 from guard.fit.checkpoint import Checkpoint
 from guard.fit.hooks import edits
-from guard.fit.linear_act import LinearActConfig, fit_linear_act
+from guard.fit.linear_act import fit_linear_act
 from guard.fit.steering_fit import SteeringFit
 from guard.fit.transport import paired, sorted_regression, transport_cost
 from guard.interventions.edits import edit_rows
+from guard.interventions.linear_act import LinearActConfig
 from guard.packs.format import load_pack
 from guard.site import Site
 from tests.fit.small_models import labelled_words, loaded_llama

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from guard.errors import ConfigurationError
 from guard.fit import lineas
-from guard.fit.lineas import LineasConfig, fit_lineas
+from guard.fit.lineas import fit_lineas
 from guard.fit.proximal import penalty, proximal_step
 from guard.fit.steering_fit import SteeringFit
 from guard.fit.transport import channel_units
 from guard.interventions.edits import edit_rows
+from guard.interventions.lineas import LineasConfig
 from guard.kernels.edit_formula import edited
 from guard.packs.format import load_pack
 from tests.fit.small_models import labelled_words, loaded_llama

@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from guard.fit.autoencoder import TrainingConfig
-from guard.fit.cast import CastConfig
-from guard.fit.linear_act import LinearActConfig
-from guard.fit.lineas import LineasConfig
-from guard.fit.recipes import SETTINGS, Recipe, RecipeFile, file_digest, fit_recipe, recipe_digest
-from guard.fit.sae import ClampConfig
-from guard.fit.steer import SteerConfig, run_fit_steer
-from guard.fit.subspace import SubspaceConfig
+from guard.fit.recipes import Recipe, file_digest, fit_recipe, recipe_digest, recipe_file
+from guard.fit.steer import run_fit_steer
+from guard.interventions.registry import edit_methods
+from guard.interventions.steer import SteerConfig
 from guard.packs.fingerprint import model_fingerprint
 from guard.packs.format import load_pack
 from tests.fit.small_models import labelled_words, saved_llama
@@ -27,7 +23,7 @@ DATA, MODEL = "d" * 64, "fp1:" + "a" * 64
 def recipe(**keys: Any) -> Recipe:
     """A recipe as a file says it; `steer` unless told otherwise."""
     entry = {"name": "calm", "method": "steer", "data": "calm.jsonl"} | keys
-    return RecipeFile.model_validate_json(json.dumps({"version": 1, "recipes": [entry]}), strict=True).recipes[0]
+    return recipe_file().model_validate_json(json.dumps({"version": 1, "recipes": [entry]}), strict=True).recipes[0]
 
 
 @pytest.fixture(scope="module")
@@ -52,30 +48,51 @@ def test_a_digest_depends_on_all_that_decides_the_pack_and_on_nothing_else() -> 
     assert len({plain, *others}) == 8
 
 
-@pytest.mark.parametrize(("method", "configs", "beside"), [
-    ("steer", [SteerConfig], set()),
-    ("linear-act", [LinearActConfig], set()),
-    ("lineas", [LineasConfig], set()),
-    ("subspace", [SubspaceConfig], {"sites"}),
-    ("sae", [TrainingConfig, ClampConfig], {"site"}),
-    ("cast", [CastConfig], {"sites"}),
+@pytest.mark.parametrize(("method", "settings", "digest"), [
+    ("steer", {},
+     "0b69e670351e86012642a288957492425d04d096ede63f3edd40ea43cfc8e5a4"),
+    ("linear-act", {},
+     "bf97a30451e4dea5cde91c2515cd523429a7261f7833cf4432c472e55c700ad9"),
+    ("lineas", {},
+     "f31998139c5b083a07ac9058c290b31445d939db112dddfa1fd7119d29c4b75a"),
+    ("subspace", {},
+     "bfe715ba79aeaa258175b84834e58bee5e1cd7802a01e27c9b37f9dbe4730360"),
+    ("sae", {"site": "1.resid_post"},
+     "18021fd926533a64d9a42a1adf4c6375eaf2ea2b067eee62c014924ed34d0d01"),
+    ("cast", {},
+     "025dc61ba7a44554c438ae9ce14582a46d9c74258b0f1e1057a53e3716850e80"),
+    ("steer", {"sites": "1.resid_post", "direction": "principal", "batch": 8},
+     "d874224bbb71ab3b457bae86c3a5912e79009bcd9165840157e9a4b20a501031"),
+    ("lineas", {"steps": 3, "learning_rate": 1.0, "standardise": True},
+     "aea9904c98b57532b1536f51d80d7cd4be861b91fc25820f7ffa9489627bee9f"),
+    ("sae", {"site": "2.resid_post", "features": 32, "clamp": 0.5, "batch": 64},
+     "cb27bc8f97d1c4c917ef03046a6167bf3f369da0bb75be0b10d7abd52a53ebd9"),
+    ("cast", {"sites": "0-1.resid_post", "ridge": 1.0},
+     "33036ecb7a3cafab9c6f5ef6e0e7782047c153cff4349246f7eaffdd49968a30"),
+    ("subspace", {"sites": "auto", "kind": "energy", "affine": False},
+     "e10519d8588a6f5e45e1e61c201e77dd88c4146438e2a9712360805d0af6eb09"),
 ])
-def test_settings_are_the_fields_of_the_methods_own_configuration(
-    method: str, configs: list[type[BaseModel]], beside: set[str]
+def test_the_digest_of_a_recipe_stays_what_it_was_so_that_its_pack_stands(
+    method: str, settings: dict[str, Any], digest: str
 ) -> None:
-    fields: set[str] = set().union(*(config.model_fields for config in configs))
-    assert set(SETTINGS[method].model_fields) == fields | beside
-    settings = {"site": "1.resid_post"} if method == "sae" else {}
-    taken = recipe(method=method, settings=settings, seed=7).settings
-    for config in configs:
-        defaults = config().model_dump()
-        assert {name: getattr(taken, name) for name in defaults} == defaults
+    wanted = recipe(method=method, settings=settings, seed=7, licence="MIT") if settings else recipe(
+        method=method, seed=7, licence="MIT"
+    )
+    assert recipe_digest(wanted, DATA, MODEL) == digest
+
+
+def test_settings_are_the_fields_of_the_methods_own_configuration() -> None:
+    for name, method in edit_methods().items():
+        settings = {"site": "1.resid_post"} if "site" in method.config.model_fields else {}
+        taken = recipe(method=name, settings=settings, seed=7).settings
+        assert taken == method.config(**settings)
 
 
 @pytest.mark.parametrize("keys", [
     {"colour": "red"}, {"method": "eco"}, {"name": "../calm"}, {"name": "Calm"}, {"seed": -1}, {"seed": "1"},
     {"settings": {"seed": 1}}, {"settings": {"steps": 3}}, {"settings": {"held_out_share": 0.95}},
     {"settings": {"batch": "8"}}, {"method": "sae"}, {"method": "cast", "settings": {"ridge": 0.0}}, {"dtype": "int8"},
+    {"method": "sae", "settings": {"site": "1.resid_post", "autoencoder": "a.safetensors"}},
 ], ids=str)
 def test_what_a_recipe_does_not_know_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

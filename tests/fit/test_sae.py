@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guard.errors import ConfigurationError
 from guard.fit import autoencoder as training_module
-from guard.fit.autoencoder import Autoencoder, TrainingConfig, batch_top_k, train
+from guard.fit.autoencoder import Autoencoder, batch_top_k, train
 from guard.fit.checkpoint import Checkpoint
 from guard.fit.features import (
     feature_statistics,
@@ -22,9 +22,9 @@ from guard.fit.features import (
     select_by_ratio,
     select_by_sparsity,
 )
-from guard.fit.sae import ClampConfig, fit_sae, load_autoencoder
+from guard.fit.sae import fit_sae, load_autoencoder
 from guard.interventions.edits import edit_rows
-from guard.interventions.sae import SaeConfig, clamp_row
+from guard.interventions.sae import ClampConfig, SaeConfig, TrainingConfig, clamp_row
 from guard.kernels.edit_formula import edited
 from guard.packs.format import load_pack
 from guard.site import Site

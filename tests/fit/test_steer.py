@@ -11,9 +11,10 @@ import torch
 from guard.errors import ConfigurationError
 from guard.fit.hooks import edits
 from guard.fit.labelled_texts import LabelledText, read_labelled_texts, split_labelled
-from guard.fit.steer import SteerConfig, fit_steer, steering_vector
+from guard.fit.steer import fit_steer, steering_vector
 from guard.fit.steering_fit import SteeringFit
 from guard.interventions.edits import edit_rows
+from guard.interventions.steer import SteerConfig
 from guard.packs.format import load_pack
 from guard.site import Site
 from tests.fit.small_models import labelled_words, loaded_llama

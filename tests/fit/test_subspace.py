@@ -15,8 +15,9 @@ from guard.fit.concept_basis import concept_basis, contrast_basis, energy_basis,
 from guard.fit.concept_rows import ConceptRow, read_concept_rows, rows_digest, split_texts
 from guard.fit.concept_states import collect_concept_states, token_states
 from guard.fit.hooks import edits, recorded
-from guard.fit.subspace import SubspaceConfig, fit_subspace, run_fit_subspace
+from guard.fit.subspace import fit_subspace, run_fit_subspace
 from guard.interventions.edits import edit_rows
+from guard.interventions.subspace import SubspaceConfig
 from guard.kernels.edit_formula import edited
 from guard.packs.fingerprint import model_fingerprint
 from guard.packs.format import load_pack
@@ -143,16 +144,15 @@ def test_fit_from_files_is_seeded_and_names_bad_lines(loaded: tuple[Any, Any], t
     loaded[1].save_pretrained(folder)
     data = tmp_path / "data.jsonl"
     data.write_text("".join(row.model_dump_json() + "\n" for row in _rows()))
-    packs = [
-        run_fit_subspace(folder, data, tmp_path / name, sites="0-1.resid_post", show_progress=False) for name in "ab"
-    ]
+    config = SubspaceConfig(sites="0-1.resid_post")
+    packs = [run_fit_subspace(folder, data, tmp_path / name, config, show_progress=False) for name in "ab"]
     assert packs[0].content_hash == packs[1].content_hash
     assert packs[0].header.model_fingerprint == model_fingerprint(folder)
     assert packs[0].header.fit_data_digest == rows_digest(read_concept_rows(data))
     data.write_text('{"text": "a", "label": "forget"}\n{"text": "secret", "label": "other"}\n')
     with pytest.raises(ConfigurationError, match=r"data\.jsonl:2") as caught:
-        run_fit_subspace(folder, data, tmp_path / "c")
+        run_fit_subspace(folder, data, tmp_path / "c", config)
     assert "secret" not in str(caught.value)
     data.write_text('{"text": "a", "label": "forget"}\n')
     with pytest.raises(ConfigurationError, match="at least 2 texts"):
-        run_fit_subspace(folder, data, tmp_path / "c", show_progress=False)
+        run_fit_subspace(folder, data, tmp_path / "c", config, show_progress=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guard.errors import PackError
 from guard.interventions.cast import Condition, save_cast
-from guard.interventions.edits import METHODS, check_fits, edit_rows
+from guard.interventions.edits import check_fits, edit_rows
 from guard.interventions.lineas import save_lineas
 from guard.interventions.sae import SaeConfig, SaeFeatures, save_sae
 from guard.interventions.steer import save_steer
@@ -278,7 +278,3 @@ def test_a_pack_fits_models_of_its_width_with_enough_layers(tmp_path: Path) -> N
         check_fits(pack, width=WIDTH + 1, num_layers=4)
     with pytest.raises(PackError, match="rank 9"):
         check_fits(pack, width=WIDTH, num_layers=4, max_rank=8)
-
-
-def test_every_method_has_its_rows() -> None:
-    assert set(METHODS) == {"lineas", "linear-act", "steer", "subspace", "sae", "cast"}
