@@ -129,13 +129,20 @@ def _run(
     import uvloop
 
     from guard.engine import serve as engine_serve
-    from guard.service.server import GuardServer
+    from guard.service.door.auth import Limits
+    from guard.service.door.rules import RuleContext, special_texts
+    from guard.service.factory import create_server
+    from guard.service.loading import load_detector, load_fitted
 
     async def start(engine: Any) -> tuple[Any, Callable[[Any], Any]]:
-        server = await GuardServer.create(engine, args, settings, watcher, pepper)
-        await asyncio.to_thread(_record_engine, store, server.record)
+        detector, fitted = load_detector(settings), load_fitted(settings, args.model)
+        server = await create_server(engine, settings, watcher, pepper, detector, fitted)
+        await asyncio.to_thread(_record_engine, store, server.parts.record)
+        names = tuple(args.served_model_name or [args.model])
+        rules = RuleContext(names, special_texts(engine.renderer.get_tokenizer()))
+        limits = Limits(settings.max_body_bytes, settings.body_timeout_s)
         log.info("serving", address=address, tenants=len(watcher.current.tenants))
-        return server.client, server.install
+        return server.client, lambda app: server.install(app, rules, limits)
 
     try:
         uvloop.run(engine_serve.run(args, sock, address, start))

@@ -67,7 +67,7 @@ def load_edit_settings(settings: Settings, model: str) -> EditSettings:
     if not (folder / "config.json").is_file():
         parse_sites(settings.sites, MAX_LAYERS)
         log.warning("model_without_fingerprint", hint="edit packs need a model in a local folder")
-        return EditSettings(settings.sites, settings.max_slots, settings.max_rank)
+        return EditSettings(settings.sites, settings.max_slots, settings.max_rank, max_lists=settings.max_lists)
     with contextlib.suppress(PackError):
         # an unusual config says its layers to the engine only
         parse_sites(settings.sites, model_shape(folder).num_layers)
@@ -76,7 +76,7 @@ def load_edit_settings(settings: Settings, model: str) -> EditSettings:
     except PackError as error:
         log.warning("model_without_fingerprint", reason=str(error))
         fingerprint = NO_FINGERPRINT
-    return EditSettings(settings.sites, settings.max_slots, settings.max_rank, fingerprint)
+    return EditSettings(settings.sites, settings.max_slots, settings.max_rank, fingerprint, settings.max_lists)
 
 
 async def run_self_test(engine: Any, tokenizer: Any) -> None:

@@ -34,6 +34,7 @@ OPEN_ROUTES = {"/livez": "GET", "/readyz": "GET", "/health": "GET", "/metrics": 
 ROUTES: dict[str, str] = {**OPEN_ROUTES, "/v1/models": "GET", **dict.fromkeys(map(str, GENERATION_ROUTES), "POST")}
 SINGLE_HEADERS = (b"authorization", b"host", b"content-length", b"content-type", b"content-encoding")
 MAX_AUTHORIZATION_BYTES = 512
+_FIELD = re.compile(r"^[a-z0-9_.\[\]]{1,64}$")
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 log = structlog.get_logger("guard.http")
@@ -54,8 +55,8 @@ class Directory(Protocol):
         """Whether requests are served, with the reasons."""
         ...
 
-    def count_refused(self, reason: str) -> None:
-        """Count a request that ended before the gate."""
+    def count_refused(self, reason: str, tenant: Tenant | None) -> None:
+        """Count a request that ended before the gate; `tenant` is None before its key is known."""
         ...
 
 
@@ -97,7 +98,7 @@ class GuardMiddleware:
         method = ROUTES.get(path)
         if method is None or scope["method"] != method:
             status = 404 if method is None else 405
-            self._directory.count_refused("route")
+            self._directory.count_refused("route", None)
             extra = (("allow", method),) if method else ()
             await send_json(send, error_response(status), (*headers, *extra))
         elif path in ("/livez", "/readyz"):
@@ -112,6 +113,7 @@ class GuardMiddleware:
         await send_json(send, ErrorResponse(200 if ready else 503, json.dumps(detail).encode()), ())
 
     async def _keyed(self, path: str, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        tenant = None
         try:
             tenant = self._tenant(scope)
             if path == "/v1/models":
@@ -121,16 +123,23 @@ class GuardMiddleware:
             route = next(one for one in GENERATION_ROUTES if one == path)
             ruled = apply_rules(route, json_body.parse(raw), tenant, self._rules)
         except RequestRefused as error:
-            self._directory.count_refused(error.code)
+            self._refused(error, tenant, request_id)
             await send_json(send, refusal_response(error), (("x-request-id", request_id),))
             return
         except Exception as error:  # whatever a body does to the rules, it ends in the catalogue and not in the engine
             log.error("request_not_read", request_id=request_id, error=type(error).__name__)
-            self._directory.count_refused("internal_error")
+            self._directory.count_refused("internal_error", tenant)
             await send_json(send, error_response(500), (("x-request-id", request_id),))
             return
         context = RequestContext(request_id, tenant, ruled.prompts, ruled.prompt_field)
         await self._generate(context, fresh_scope(scope, request_id), json_body.serialise(ruled.body), receive, send)
+
+    def _refused(self, error: RequestRefused, tenant: Tenant | None, request_id: str) -> None:
+        self._directory.count_refused(error.code, tenant)
+        if tenant is not None:
+            # a client's own field name may be any text, which belongs in no log
+            field = error.param if error.param is None or _FIELD.match(error.param) else "(not a usual name)"
+            log.info("request_refused", request_id=request_id, tenant=tenant.index, reason=error.code, field=field)
 
     def _tenant(self, scope: Scope) -> Tenant:
         seen = [name for name, _ in scope["headers"] if name in SINGLE_HEADERS]

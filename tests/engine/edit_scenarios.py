@@ -160,7 +160,9 @@ async def more_tenants_than_slots(engine: Engine, residents: Residents) -> dict[
     from prometheus_client import CollectorRegistry
 
     from guard.metrics import Metrics
-    from guard.service.edit_residency import EditResidency
+    from guard.service.engine_loads import EngineLoads
+    from guard.service.residents import Capacity
+    from guard.service.residents import Residents as ServiceResidents
     from guard.service.store.pack_files import pack_path
 
     await residents.release(*residents.packs)
@@ -173,7 +175,8 @@ async def more_tenants_than_slots(engine: Engine, residents: Residents) -> dict[
     async def call(method: str, arguments: tuple[Any, ...]) -> Any:
         return await engine.client.collective_rpc(method, args=arguments)
 
-    residency = EditResidency(call, residents.folder, EDIT_SLOTS, 60.0, Metrics(CollectorRegistry()))
+    loads = EngineLoads(KIND, call, lambda digest: pack_path(residents.folder, digest))
+    residency = ServiceResidents(loads, Capacity(EDIT_SLOTS), 60.0, Metrics(CollectorRegistry()))
 
     async def ask(tenant: int) -> dict[str, Any]:
         pack = made[tenant][1]

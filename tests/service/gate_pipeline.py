@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ from prometheus_client import CollectorRegistry
 from guard.classifiers.answers import compares_answers
 from guard.classifiers.automaton import Vocabulary
 from guard.classifiers.spans import PromptDecoder
-from guard.engine.admission import RequestContext
+from guard.engine.admission import Admission, RequestContext
 from guard.errors import DetectorError
 from guard.metrics import Metrics
 from guard.policy import OutputPolicy, Policy, Target, Tenant, TenantSpec, tenant_of
-from guard.service.edit_residency import EditResidency
-from guard.service.gate import GatePipeline
+from guard.service.compiled_lists import CompiledLists
+from guard.service.engine_loads import EngineLoads
+from guard.service.gate import GateLeave, GatePipeline
+from guard.service.list_files import ListFiles
 from guard.service.residency import Residency
+from guard.service.residents import Capacity, Residents
+from guard.service.store.pack_files import pack_path
 from guard.verdict import TargetHit, Verdict
 
 KEY = b"k" * 64
@@ -44,10 +49,22 @@ class Pipeline:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.registry = CollectorRegistry()
         self.vocabulary = Vocabulary.from_tokenizer(tokenizer)
-        self.residency = Residency(self.call, home / "automata", self.vocabulary, timeout_s=30.0)
+        self.clock_s = 0.0
         metrics = Metrics(self.registry)
-        self.edits = EditResidency(self.call, home, capacity=2, timeout_s=0.5, metrics=metrics)
-        self.gate = GatePipeline(PromptDecoder(tokenizer), self, self.residency, self.edits, metrics, KEY)
+        self.lists = CompiledLists(
+            ListFiles(home / "lists", self.vocabulary), 1 << 24, timeout_s=30.0, now_s=lambda: self.clock_s
+        )
+        self.residency = Residency(
+            Residents(
+                EngineLoads("constraint", self.call, self.lists.path_of), Capacity(8), 30.0, metrics,
+                size_of=self.lists.size_of, on_failure=self.lists.discard,
+            ),
+            Residents(
+                EngineLoads("edit", self.call, lambda digest: pack_path(home, digest)), Capacity(2), 0.5, metrics
+            ),
+        )
+        self.gate = GatePipeline(PromptDecoder(tokenizer), self, self.lists, self.residency, metrics, KEY)
+        self.open = AsyncExitStack()
 
     async def call(self, method: str, arguments: tuple[Any, ...]) -> list[str]:
         self.calls.append((method, arguments))
@@ -73,8 +90,19 @@ class Pipeline:
         rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return list(self.tokenizer(rendered)["input_ids"])
 
-    async def admit(self, owner: Tenant, question: str = "Where was Hina Ameen born?") -> Any:
-        return await self.gate.admit(RequestContext("r", owner), self.ids(question))
+    async def enter(self, owner: Tenant, question: str = "Where was Hina Ameen born?") -> GateLeave:
+        """A request that runs until `end`."""
+        return await self.open.enter_async_context(
+            self.gate.admitted(RequestContext("r", owner), self.ids(question))
+        )
+
+    async def admit(self, owner: Tenant, question: str = "Where was Hina Ameen born?") -> Admission:
+        """The admission of a request that runs until `end`."""
+        return (await self.enter(owner, question)).admission
+
+    async def end(self) -> None:
+        """End all requests."""
+        await self.open.aclose()
 
     def value(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0

@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from guard.errors import PackError, ResidencyError
 from guard.metrics import Metrics
-from guard.service.edit_residency import EditResidency
+from guard.service.engine_loads import EngineLoads
+from guard.service.residents import Capacity, Residents
 
 A, B, C, D = "aaaa", "bbbb", "cccc", "dddd"
 
@@ -66,10 +67,19 @@ class Engine:
 class Served:
     """The residency of an engine, with its metrics."""
 
-    def __init__(self, capacity: int, timeout_s: float = 5.0, **engine: Any) -> None:
+    def __init__(
+        self, capacity: int, timeout_s: float = 5.0, sizes: dict[str, int] | None = None,
+        content_bytes: int | None = None, **engine: Any,
+    ) -> None:
         self.engine = Engine(capacity, **engine)
         self.registry = CollectorRegistry()
-        self.packs = EditResidency(self.engine.call, Path("home"), capacity, timeout_s, Metrics(self.registry))
+        self.failed: list[tuple[str, str]] = []
+        loads = EngineLoads("edit", self.engine.call, lambda digest: Path("home") / f"{digest}.safetensors")
+        self.packs = Residents(
+            loads, Capacity(capacity, content_bytes), timeout_s, Metrics(self.registry),
+            size_of=lambda digest: (sizes or {}).get(digest, 0),
+            on_failure=lambda digest, reason: self.failed.append((digest, reason)),
+        )
 
     def value(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0

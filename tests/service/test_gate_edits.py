@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -39,22 +40,22 @@ async def test_a_pack_that_cannot_be_loaded_refuses_its_requests_only(pipeline: 
     assert (caught.value.status, caught.value.code) == (503, "guard_unavailable")
     assert (await one.admit(tenant())).plan.constraint is not None
     # what was refused holds nothing, neither its list nor its slot of corruption
-    assert one.residency._running[(await one.admit(tenant())).plan.constraint.digest] == 3
+    assert one.residency.lists._references[(await one.admit(tenant())).plan.constraint.digest] == 3
     one.failing = ""
     assert (await one.admit(edited_tenant())).plan.packs == (CALM,)
 
 
 async def test_a_request_waits_while_all_slots_are_in_use_then_is_refused(pipeline: Any) -> None:
     one = pipeline(FLAGGED)
-    context = RequestContext("r", edited_tenant({"pack": CALM}, {"pack": STYLE}))
-    admission = await one.gate.admit(context, one.ids("Who?"))
+    await one.admit(edited_tenant({"pack": CALM}, {"pack": STYLE}), "Who?")
     other = edited_tenant({"pack": "7" * 64})
     with pytest.raises(RequestRefused) as caught:
         await one.admit(other)
     assert caught.value.status == 503 and caught.value.retry_after_s
+    running, one.open = one.open, AsyncExitStack()
     late = asyncio.create_task(one.admit(other))
     await asyncio.sleep(0.05)
-    one.gate.finish(context, admission)
+    await running.aclose()
     assert (await late).plan.packs == ("7" * 64,)
 
 
@@ -86,17 +87,17 @@ async def test_edits_of_every_request_survive_a_missing_verdict(pipeline: Any) -
 
 async def test_a_resumed_answer_keeps_its_packs_and_where_it_began(pipeline: Any) -> None:
     one = pipeline(FLAGGED)
-    context = RequestContext("r", edited_tenant({"pack": CALM, "phase": "generation"}))
     ids = one.ids("Who?")
-    first = await one.gate.admit(context, ids)
-    second = await one.gate.resume(context, first, [*ids, 7, 8])
-    third = await one.gate.resume(context, second, [*ids, 7, 8, 9])
+    leave = await one.enter(edited_tenant({"pack": CALM, "phase": "generation"}), "Who?")
+    first = leave.admission
+    second = await leave.resume([*ids, 7, 8])
+    third = await leave.resume([*ids, 7, 8, 9])
     assert first.plan.phase_boundary == second.plan.phase_boundary == third.plan.phase_boundary == len(ids)
     assert (third.plan.prompt_length, third.plan.edits) == (len(ids) + 3, first.plan.edits)
     assert first.salt == second.salt == third.salt
-    assert one.edits._references[CALM] == 1
-    one.gate.finish(context, first)
-    assert not one.edits._references
+    assert one.residency.packs._references[CALM] == 1
+    await one.end()
+    assert not one.residency.packs._references
 
 
 async def test_turns_share_blocks_only_where_edits_do_not_tell_phases_apart(pipeline: Any) -> None:

@@ -18,9 +18,12 @@ from guard.engine.admission import CURRENT_REQUEST, RequestContext
 from guard.engine.client import GuardedEngineClient
 from guard.metrics import Metrics
 from guard.policy import DetectorPolicy, OutputPolicy, Policy, Target, Tenant, TenantSpec, tenant_of
-from guard.service.edit_residency import EditResidency
+from guard.service.compiled_lists import CompiledLists
+from guard.service.engine_loads import EngineLoads
 from guard.service.gate import GatePipeline
+from guard.service.list_files import ListFiles
 from guard.service.residency import Residency
+from guard.service.residents import Capacity, Residents
 from tests.engine.scripted_answers import ScriptedEngine, text
 
 TRUTH = "Hina Ameen was born in Karachi, Pakistan."
@@ -42,14 +45,18 @@ def tenant(mode: str, **output: Any) -> Tenant:
 async def answer(tokenizer: Any, home: Path, owner: Tenant, question: str, says: Sequence[str]) -> tuple[str, str]:
     """Text and finish reason of one request whose engine always says `says`."""
 
-    async def call(method: str, arguments: tuple[Any, ...]) -> None:
+    async def call(method: str, arguments: tuple[Any, ...]) -> list[str]:
         """An engine that takes every call."""
+        return ["ready"]
 
     detector = Detector(Encoder(cache_dir=home / "vectors"))
-    residency = Residency(call, home / "automata", Vocabulary.from_tokenizer(tokenizer), timeout_s=30.0)
     metrics = Metrics(CollectorRegistry())
-    edits = EditResidency(call, home, capacity=1, timeout_s=30.0, metrics=metrics)
-    gate = GatePipeline(PromptDecoder(tokenizer), detector, residency, edits, metrics, b"k" * 64)
+    lists = CompiledLists(ListFiles(home / "lists", Vocabulary.from_tokenizer(tokenizer)), 1 << 24, 30.0)
+    residency = Residency(
+        Residents(EngineLoads("constraint", call, lists.path_of), Capacity(4), 30.0, metrics),
+        Residents(EngineLoads("edit", call, lists.path_of), Capacity(1), 30.0, metrics),
+    )
+    gate = GatePipeline(PromptDecoder(tokenizer), detector, lists, residency, metrics, b"k" * 64)
     client = GuardedEngineClient(ScriptedEngine(lambda *_: list(says)), gate)
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True

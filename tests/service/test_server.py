@@ -243,6 +243,6 @@ def test_logs_and_metrics_hold_no_prompts_keys_or_terms(server: RunningServer) -
 def test_ready_says_what_it_stands_on(server: RunningServer) -> None:
     with server.client(None) as client:
         report = client.get("/readyz").json()
-    assert (report["self_test"], report["store"], report["constraints"]) == ("passed", "ok", "loaded")
+    assert (report["self_test"], report["store"], report["tenants"]) == ("passed", "ok", "loaded")
     # the start waits for the detectors of the stored tenants: paraphrases hold from the first answer on
-    assert (report["status"], report["detectors_building"]) == ("ready", 0)
+    assert (report["status"], report["detectors_building"], report["lists_failed"]) == ("ready", 0, 0)

@@ -21,6 +21,7 @@ class Directory:
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
+        self.tenants: list[int | None] = []
         self.is_ready = True
 
     def tenant_of_key(self, key: str) -> Tenant | None:
@@ -32,8 +33,9 @@ class Directory:
     def ready(self) -> tuple[bool, dict[str, object]]:
         return self.is_ready, {"status": "ready" if self.is_ready else "not ready"}
 
-    def count_refused(self, reason: str) -> None:
+    def count_refused(self, reason: str, tenant: Tenant | None) -> None:
         self.reasons.append(reason)
+        self.tenants.append(None if tenant is None else tenant.index)
 
 
 class Engine:

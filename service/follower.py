@@ -1,0 +1,127 @@
+"""Takes the tenants of each snapshot over: forgets what is gone, and makes ready what will be asked for soon.
+
+Lists, packs and detectors of any tenant are made by the first request that needs them. What is done ahead is bounded:
+at the start the first tenants, later those that changed and were in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import structlog
+
+from guard.classifiers.detector import Detector
+from guard.errors import ResidencyError
+from guard.metrics import Metrics
+from guard.policy import Snapshot, Tenant
+from guard.service.compiled_lists import CompiledLists
+from guard.service.residency import Residency
+
+log = structlog.get_logger("guard.follower")
+
+
+class Snapshots(Protocol):
+    """Where snapshots come from: `guard.service.snapshot.SnapshotWatcher`."""
+
+    @property
+    def current(self) -> Snapshot:
+        """The last good one."""
+        ...
+
+    def on_change(self, callback: Callable[[Snapshot], None]) -> None:
+        """Call `callback(snapshot)` in another thread after every change."""
+        ...
+
+
+class SnapshotFollower:
+    """One per server, on its event loop. `warm_tenants` is how many tenants are made ready ahead at a time."""
+
+    def __init__(
+        self, snapshots: Snapshots, lists: CompiledLists, residency: Residency, detector: Detector, metrics: Metrics,
+        warm_tenants: int,
+    ) -> None:
+        self._snapshots, self._lists, self._residency, self._detector = snapshots, lists, residency, detector
+        self._metrics, self._warm_tenants = metrics, warm_tenants
+        self._taken: Snapshot | None = None
+        self._changed = asyncio.Event()
+
+    async def start(self) -> list[Tenant]:
+        """Take the current snapshot over and return the tenants that were made ready.
+
+        Changes are heard of from here on: one that comes during the start is taken over by `run`.
+        """
+        loop = asyncio.get_running_loop()
+        self._snapshots.on_change(lambda snapshot: loop.call_soon_threadsafe(self._changed.set))
+        return await self._take_over(self._snapshots.current)
+
+    async def run(self) -> None:
+        """Take over every later snapshot, one after the other; of several at once only the last."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            snapshot = self._snapshots.current
+            if snapshot is self._taken:
+                continue
+            try:
+                await self._take_over(snapshot)
+            except Exception as error:  # the follower must outlive any fault: the gate makes ready what it missed
+                log.error("snapshot_not_taken_over", revision=snapshot.revision, error=type(error).__name__)
+                self._metrics.reloads.labels("failure").inc()
+
+    async def _take_over(self, snapshot: Snapshot) -> list[Tenant]:
+        listed = [tenant for tenant in snapshot.tenants.values() if tenant.listed]
+        # before the old versions of their lists are forgotten
+        ahead = self._ahead(listed, self._lists.tenants_seen())
+        self._lists.serve_only(listed)
+        self._residency.lists.serve_only(self._lists.needed)
+        self._detector.keep_only(listed)
+        packs = wanted_packs(snapshot)
+        self._residency.packs.serve_only(frozenset(packs).__contains__)
+        loads = self._residency.packs.prefetch(packs)
+        self._taken = snapshot
+        for tenant in ahead:
+            await self._make_ready(tenant)
+        if loads:
+            # a pack that cannot be loaded closes its tenants' requests, not the server
+            await asyncio.wait(loads)
+        return ahead
+
+    def _ahead(self, listed: Iterable[Tenant], in_use: set[str]) -> list[Tenant]:
+        """Who is made ready now: at the start whoever comes first, later who changed and was in use, or is new."""
+        if self._taken is None:
+            return sorted(listed, key=lambda tenant: tenant.index)[: self._warm_tenants]
+        before = self._taken.tenants
+        changed = [tenant for tenant in listed if not _same(before.get(tenant.name), tenant)]
+        changed.sort(key=lambda tenant: (tenant.name not in in_use, tenant.index))
+        return changed[: self._warm_tenants]
+
+    async def _make_ready(self, tenant: Tenant) -> None:
+        try:
+            compiled = await self._lists.of(tenant)
+            if compiled is not None:
+                loads = self._residency.lists.prefetch((compiled.digest,))
+                if loads:
+                    await asyncio.wait(loads)
+                if compiled.digest in self._residency.lists.failures:
+                    self._metrics.reloads.labels("failure").inc()
+        except ResidencyError:
+            # logged where it happened; this tenant alone is closed
+            self._metrics.reloads.labels("failure").inc()
+        try:
+            await self._detector.prepare(tenant)
+        except Exception as error:  # a detector that cannot be prepared gives no verdict, which the gate refuses
+            log.error("detector_not_prepared", tenant=tenant.index, error=type(error).__name__)
+
+
+def wanted_packs(snapshot: Snapshot) -> list[str]:
+    """Packs of all tenants in the order in which they are loaded: those of every request first."""
+    edits = [(edit.when != "always", edit.pack) for tenant in snapshot.tenants.values() for edit in tenant.policy.edits]
+    return list(dict.fromkeys(pack for _, pack in sorted(edits)))
+
+
+def _same(before: Tenant | None, after: Tenant) -> bool:
+    return before is not None and (before.policy_version, before.list_version) == (
+        after.policy_version, after.list_version,
+    )
