@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guard.errors import ConfigurationError
-from guard.fit.forget_rows import ForgetRow, Metric, read_forget_rows, retain_value
+from guard.fit.forget_rows import ForgetRow, read_forget_rows, retain_value
+from guard.interventions.eco import Metric
 
 GOOD = '{"question": "Who is Ada?", "answer": "A writer."}\n'
 TEXT = st.text(st.characters(codec="utf-8")) | st.sampled_from(["a\u2028b", "a\u2029", "\x85"])

@@ -1,4 +1,4 @@
-"""`guard fit steer|linear-act|lineas` from files to packs."""
+"""`guard fit` for source and target texts, and for questions, from files to packs."""
 
 from __future__ import annotations
 
@@ -42,6 +42,25 @@ def test_a_fit_writes_a_pack_for_the_model(
     assert (pack.header.method, pack.header.sites, pack.header.licence) == (method, sites, "CC0-1.0")
     assert pack.content_hash in result.output
     assert json.loads((tmp_path / "report.json").read_text())["method"] == method
+
+
+def test_a_strength_is_fitted_to_a_target_or_to_the_records_of_another_model(model: Path, tmp_path: Path) -> None:
+    data, records = tmp_path / "data.jsonl", tmp_path / "records.jsonl"
+    questions = ({"question": f"Who is {number}?", "answer": f"It is {number}."} for number in range(4))
+    data.write_text("".join(json.dumps(question) + "\n" for question in questions), encoding="utf-8")
+    records.write_text('{"nll": 6.0}\n', encoding="utf-8")
+    options = ["--grid-points", "2", "--refine-steps", "1", "--noise-seeds", "1", "--seed", "1"]
+    hashes = []
+    for name, source in (("target", "-6"), ("retain-records", str(records))):
+        arguments = ["fit", "eco", str(model), str(data), str(tmp_path / name), f"--{name}", source, *options]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        pack = load_pack(tmp_path / name / "eco", model_fingerprint=model_fingerprint(model))
+        assert f"eco {pack.content_hash}: rho {pack.header.parameters['rho']:g}, written to" in result.output
+        hashes.append(pack.content_hash)
+    assert hashes[0] == hashes[1]
+    refused = CliRunner().invoke(app, ["fit", "eco", str(model), str(data), str(tmp_path / "none")])
+    assert refused.exit_code == 2 and "give either a target value or the records" in refused.output
 
 
 def test_a_site_that_the_model_lacks_ends_with_one_line(model: Path, data: Path, tmp_path: Path) -> None:
