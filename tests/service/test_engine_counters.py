@@ -29,8 +29,8 @@ class Polled:
             raise self.fault
         return self.ranks
 
-    def value(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(name, labels) or 0.0
+    def value(self, series: str, **labels: str) -> float:
+        return self.registry.get_sample_value(series, labels) or 0.0
 
 
 def test_masked_tokens_come_from_the_stage_that_samples() -> None:
