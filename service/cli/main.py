@@ -13,7 +13,7 @@ import typer
 
 from guard import __version__
 from guard.errors import ConfigurationError, TenantFileError
-from guard.service.cli import fits, models, packs, stored_packs, tenants
+from guard.service.cli import audit_trail, fits, models, packs, stored_packs, tenants
 from guard.service.cli.options import (
     DEFAULT_HOME,
     INVALID,
@@ -38,6 +38,7 @@ app.add_typer(tenants.tenants, name="tenant")
 app.add_typer(packs.packs, name="pack")
 app.add_typer(fits.fits, name="fit")
 app.command("check")(models.check)
+app.command("audit")(audit_trail.show_audit_trail)
 for name, command in (
     ("add", stored_packs.add_pack), ("list", stored_packs.list_packs), ("remove", stored_packs.remove_pack)
 ):
@@ -49,6 +50,7 @@ OWN_OPTIONS = {
     "--home": "home", "--database-url": "database_url", "--guard-sites": "sites", "--guard-max-slots": "max_slots",
     "--guard-max-rank": "max_rank",
 }
+MAX_UNCHANGED = 50
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -130,6 +132,7 @@ def apply(
     file: FileArgument, home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "", as_json: AsJson = False
 ) -> None:
     """Create or replace the tenants of FILE: all of them, or none when anything in it is wrong."""
+    from guard.service.cli.written_store import tell_store
     from guard.service.files.tenant_file import examine, read_text, with_line
     from guard.service.store.audit import command_line_actor
 
@@ -137,8 +140,9 @@ def apply(
     parsed, problems = examine(text)
     errors = [problem.error() for problem in problems]
     if parsed is not None:
+        store = open_store(home, database_url, create=True)
         try:
-            changes = open_store(home, database_url, create=True).publish(parsed, actor=command_line_actor())
+            changes = store.publish(parsed, actor=command_line_actor())
         except TenantFileError as unresolved:
             # what only the store knows: its packs, and what the running server can edit
             errors.append(with_line(unresolved, text))
@@ -152,7 +156,11 @@ def apply(
          "policy_version": change.policy_version}
         for change in changes
     ]
-    tenants.show_rows(rows, ("tenant", "index", "change", "targets", "policy_version"), as_json)
+    changed = [row for row in rows if row["change"] != "unchanged"]
+    # of a long file nobody wants to read what stayed as it was; JSON has all of it
+    shown = rows if as_json or len(rows) <= MAX_UNCHANGED else changed
+    tenants.show_rows(shown, ("tenant", "index", "change", "targets", "policy_version"), as_json)
+    tell_store(store, home, f"{len(changed)} of {len(rows)} tenants changed")
 
 
 @app.command()

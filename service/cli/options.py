@@ -79,7 +79,7 @@ def open_store(home: Path, database_url: str, *, create: bool = False) -> Any:
 
 def stored_tenant(home: Path, database_url: str, name: str) -> Tenant:
     """The tenant as the store has it now. Raises ConfigurationError when there is none of that name."""
-    found: Tenant | None = open_store(home, database_url).snapshot().tenants.get(name)
+    found: Tenant | None = open_store(home, database_url).tenant(name)
     if found is None:
         raise ConfigurationError(f"there is no tenant {name}; `guard tenant list` shows them")
     return found

@@ -25,15 +25,18 @@ def create_key(
     home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "", as_json: AsJson = False,
 ) -> None:
     """Make an API key for TENANT and print it: this is the only time it is shown."""
+    from guard.service.cli.written_store import tell_store
     from guard.service.store.audit import command_line_actor
 
-    key = open_store(home, database_url).create_key(tenant, label=label, actor=command_line_actor())
+    store = open_store(home, database_url)
+    key = store.create_key(tenant, label=label, actor=command_line_actor())
     if as_json:
         typer.echo(json.dumps({"id": key.id, "tenant": tenant, "key": key.text}))
-        return
-    # the key alone goes to standard output, so that a script can take it
-    typer.echo(key.text)
-    typer.echo(f"Key {key.id} of tenant {tenant}. It is stored as a hash and cannot be shown again.", err=True)
+    else:
+        # the key alone goes to standard output, so that a script can take it
+        typer.echo(key.text)
+        typer.echo(f"Key {key.id} of tenant {tenant}. It is stored as a hash and cannot be shown again.", err=True)
+    tell_store(store, home, "Made")
 
 
 @keys.command("list")
@@ -57,12 +60,15 @@ def revoke_key(
     home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "",
 ) -> None:
     """Revoke a key; running servers refuse it within a second."""
+    from guard.service.cli.written_store import tell_store
     from guard.service.store.audit import command_line_actor
     from guard.service.store.keys import key_id_of
 
+    store = open_store(home, database_url)
     # somebody who has the key at hand may paste it whole
-    open_store(home, database_url).revoke_key(key_id_of(key_id) or key_id, actor=command_line_actor())
+    store.revoke_key(key_id_of(key_id) or key_id, actor=command_line_actor())
     typer.echo("revoked")
+    tell_store(store, home, "Revoked")
 
 
 @tenants.command("list")
@@ -97,12 +103,15 @@ def delete_tenant(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete TENANT and revoke its keys. Its index is never given to another tenant."""
+    from guard.service.cli.written_store import tell_store
     from guard.service.store.audit import command_line_actor
 
     if not yes:
         typer.confirm(f"Delete tenant {tenant} and revoke its keys?", abort=True)
-    open_store(home, database_url).delete_tenant(tenant, actor=command_line_actor())
+    store = open_store(home, database_url)
+    store.delete_tenant(tenant, actor=command_line_actor())
     typer.echo("deleted")
+    tell_store(store, home, "Deleted")
 
 
 def show_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], as_json: bool) -> None:

@@ -41,8 +41,10 @@ def connect(url: str | Path) -> Engine:
 
 
 def describe(url: URL) -> str:
-    """Where a database is, without password."""
-    return url.database or "" if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
+    """Where a database is, without password: the whole path of a SQLite file, or a URL."""
+    if url.get_backend_name() == "sqlite":
+        return str(Path(url.database or "").absolute())
+    return url.render_as_string(hide_password=True)
 
 
 def create_sqlite_file(url: URL) -> None:

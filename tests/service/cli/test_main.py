@@ -14,6 +14,7 @@ from guard.errors import ConfigurationError
 from guard.service.cli.main import split_own_options
 from guard.service.settings import Settings
 from guard.service.store.keys import find_tenant, load_pepper
+from guard.service.store.running import announce, withdraw
 from tests.service.cli.command_line import run, stored
 
 GOOD = """\
@@ -40,6 +41,39 @@ def test_apply_creates_tenants_and_says_so(home: Path, tmp_path: Path) -> None:
         ("acme", "created", 1), ("open", "created", 0),
     ]
     assert set(stored(home).snapshot().tenants) == {"acme", "open"}
+
+
+def test_apply_says_which_store_it_wrote_to(home: Path, tmp_path: Path) -> None:
+    assert run("apply", write(tmp_path, GOOD)).stderr == f"2 of 2 tenants changed in the store {home / 'guard.db'}\n"
+    assert run("apply", write(tmp_path, GOOD)).stderr == f"0 of 2 tenants changed in the store {home / 'guard.db'}\n"
+
+
+def test_commands_warn_when_the_server_in_this_folder_reads_another_store(home: Path, tmp_path: Path) -> None:
+    run("apply", write(tmp_path, GOOD))
+    # this process stands for the server
+    announce(home, str(home / "guard.db"), "http://127.0.0.1:8000")
+    same = run("apply", write(tmp_path, GOOD)).stderr
+    assert same.endswith("which the server at http://127.0.0.1:8000 reads\n") and "warning" not in same
+    elsewhere = ("--database-url", f"sqlite:///{tmp_path}/other.db")
+    for command in (
+        ("apply", write(tmp_path, GOOD)), ("key", "create", "acme"), ("tenant", "delete", "acme", "--yes")
+    ):
+        result = run(*command, *elsewhere)
+        assert result.exit_code == 0
+        assert f"in the store {tmp_path}/other.db\nguard: warning: the server at" in result.stderr
+        assert f"reads another store, {home / 'guard.db'}, and does not see this" in result.stderr
+    withdraw(home)
+    assert "warning" not in run("apply", write(tmp_path, GOOD), *elsewhere).stderr
+
+
+def test_of_a_long_file_the_table_shows_what_changed(home: Path, tmp_path: Path) -> None:
+    text = "tenants:\n" + "".join(f"  - name: t{number}\n" for number in range(60))
+    run("apply", write(tmp_path, text))
+    again = write(tmp_path, text + "  - name: acme\n")
+    result = run("apply", again)
+    assert [line.split()[:3] for line in result.stdout.splitlines()[1:]] == [["acme", "61", "created"]]
+    assert result.stderr.startswith("1 of 61 tenants changed")
+    assert len(json.loads(run("apply", again, "--json").stdout)) == 61
 
 
 @pytest.mark.parametrize("bad", [BAD, "tenants: [", GOOD.replace("Hina Ameen", "the"), ""])
