@@ -35,15 +35,20 @@ class AnnouncedServer:
     born: str
 
 
-def announce(home: Path, location: str, address: str) -> None:
-    """Write the file (mode 0600) for this process. Raises OSError when the folder cannot be written."""
+def announce(home: Path, location: str, address: str) -> bool:
+    """Write the file (mode 0600) for this process. False where the folder cannot be written: a server runs without."""
     pid = os.getpid()
+    server = AnnouncedServer(pid, location, address, time.time(), _born(pid))
     draft = home / f".{FILE}.{pid}"
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(asdict(AnnouncedServer(pid, location, address, time.time(), _born(pid))), file, indent=1)
-        file.write("\n")
-    draft.replace(home / FILE)
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(server), file, indent=1)
+            file.write("\n")
+        draft.replace(home / FILE)
+    except OSError:
+        return False
+    return True
 
 
 def withdraw(home: Path) -> None:
