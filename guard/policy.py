@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from guard.edit_policy import EditPolicy, check_always
 from guard.plan import CorruptionKind
@@ -21,6 +21,10 @@ DetectorMode = Literal["auto", "always", "never"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 MAX_EDITS = 16
+# answers to one request: the door and the engine serve no more, because many draws raise the odds of a forbidden one
+MAX_CHOICES = 8
+# validation context of policies that were published before and must stay readable, whatever the bounds are now
+STORED = {"stored": True}
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -129,7 +133,17 @@ class Policy(_Schema):
               description="Activation edits by fitted packs. A request that needs more than 4 packs is refused."),
     ] = ()
     output: OutputPolicy = OutputPolicy()
-    max_choices: Annotated[int, Field(ge=1, le=64, description="Largest `n` a request may ask for.")] = 4
+    max_choices: Annotated[
+        int,
+        Field(ge=1, le=64, json_schema_extra={"maximum": MAX_CHOICES}, description="Largest `n` of a request."),
+    ] = 4
+
+    @field_validator("max_choices")
+    @classmethod
+    def _served(cls, choices: int, info: ValidationInfo) -> int:
+        if choices > MAX_CHOICES and info.context != STORED:
+            raise ValueError(f"at most {MAX_CHOICES} choices are served; write a number from 1 to {MAX_CHOICES}")
+        return choices
 
     @field_validator("edits")
     @classmethod

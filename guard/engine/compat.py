@@ -18,8 +18,9 @@ import vllm
 from guard import __version__
 from guard.engine.ops import SCHEMAS
 from guard.errors import ConfigurationError, EngineMismatchError
+from guard.policy import MAX_CHOICES
 
-SUPPORTED_VERSIONS = ((0, 32), (0, 33))
+SUPPORTED_VERSIONS = ((0, 32),)
 WORKER = "guard.engine.worker.GuardWorker"
 SCHEDULER = "guard.engine.scheduler.GuardScheduler"
 LOGITS_PROCESSOR = "guard.engine.logits:GuardLogitsProcessor"
@@ -85,7 +86,7 @@ _FORBIDDEN_ENVIRONMENT: dict[str, str] = {
 }
 _FORCED_ENVIRONMENT: dict[str, str] = {
     **dict.fromkeys(_FORBIDDEN_ENVIRONMENT, "0"),
-    "VLLM_MAX_N_SEQUENCES": "8",
+    "VLLM_MAX_N_SEQUENCES": str(MAX_CHOICES),
     "VLLM_MAX_COMPLETION_PROMPTS": "8",
     "VLLM_PLUGINS": "",
 }

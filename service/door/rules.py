@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from guard.errors import RequestRefused
-from guard.policy import Tenant
+from guard.policy import MAX_CHOICES, Tenant
 from guard.service.door import fields as check
 from guard.service.door.fields import DROP, FIELD_NAME, ROLES, Check, refused
 
 Route = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
 ROUTES: tuple[Route, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 GUARDED_ROLES = ROLES - {"tool"}
-MAX_CHOICES = 8
 MAX_TOKENS = 1 << 20
 # every choice and every roll-back adds to the seed, and an engine dies of one that does not fit into 64 bits
 MAX_SEED = 1 << 62

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Row, delete, insert, select
 
 from guard.errors import StoreError
-from guard.policy import Policy
+from guard.policy import STORED, Policy
 from guard.service.store import audit, tables
 
 
@@ -95,7 +95,7 @@ def users_of(connection: Connection, content_hash: str) -> tuple[str, ...]:
 
 
 def _packs_of(policy: str) -> set[str]:
-    return {edit.pack for edit in Policy.model_validate_json(policy).edits}
+    return {edit.pack for edit in Policy.model_validate_json(policy, context=STORED).edits}
 
 
 def _record(row: Row[tuple[object, ...]]) -> PackRecord:

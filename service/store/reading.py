@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, and_, select
 
 from guard.errors import StoreError
-from guard.policy import Policy, Snapshot, Target, Tenant, TenantSpec, tenant_of
+from guard.policy import STORED, Policy, Snapshot, Target, Tenant, TenantSpec, tenant_of
 from guard.service.store import tables
 from guard.service.store.revisions import Moment, changed_since, chunks, follows, read_moment
 
@@ -136,7 +136,7 @@ def _tenant(row: Row[Any], known: Mapping[str, Tenant], turn: _Turn) -> Tenant:
 @lru_cache(maxsize=256)
 def _policy(content: str) -> Policy:
     # most tenants share a few policies; they are frozen, so one object serves all
-    return Policy.model_validate_json(content)
+    return Policy.model_validate_json(content, context=STORED)
 
 
 def _list_content(content: str, turn: _Turn) -> tuple[tuple[Target, ...], tuple[str, ...]]:

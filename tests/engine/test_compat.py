@@ -89,7 +89,7 @@ def test_the_digest_depends_on_the_ranks() -> None:
     assert len({compat.engine_digest(), compat.engine_digest(2), compat.engine_digest(1, 2)}) == 3
 
 
-@pytest.mark.parametrize("version", ["0.26.0", "0.34.0", "1.0.0", "garbage"])
+@pytest.mark.parametrize("version", ["0.26.0", "0.31.2", "0.33.0", "1.0.0", "garbage"])
 def test_another_vllm_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("guard.engine.compat.vllm.__version__", version)
     with pytest.raises(EngineMismatchError, match="not supported"):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.errors import RequestRefused
-from guard.policy import Policy, Tenant, TenantSpec, tenant_of
-from guard.service.door.rules import FIELDS, MAX_CHOICES, MAX_SEED, ROUTES, apply_rules
+from guard.policy import MAX_CHOICES, STORED, Policy, Tenant, TenantSpec, tenant_of
+from guard.service.door.rules import FIELDS, MAX_SEED, ROUTES, apply_rules
 from tests.service.door.ruled_bodies import BODIES, CHAT, CONTEXT, GUARDED, OPEN, ruled
 
 # fields of vLLM's own request models that nobody may send
@@ -170,6 +170,14 @@ def test_choices_are_limited_by_policy() -> None:
     assert ruled("/v1/chat/completions", two, n=2)["n"] == 2
     with pytest.raises(RequestRefused):
         ruled("/v1/chat/completions", two, n=3)
+
+
+def test_choices_are_limited_for_every_policy() -> None:
+    wide = Policy.model_validate({"max_choices": 64}, context=STORED)
+    many = tenant_of(TenantSpec(name="many", policy=wide), 3)
+    assert ruled("/v1/chat/completions", many, n=MAX_CHOICES)["n"] == MAX_CHOICES
+    with pytest.raises(RequestRefused):
+        ruled("/v1/chat/completions", many, n=MAX_CHOICES + 1)
 
 
 def test_responses_are_never_stored() -> None:

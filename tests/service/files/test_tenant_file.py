@@ -74,6 +74,7 @@ def test_no_is_text_and_a_stop_word() -> None:
         ("version: 1\ntenants:\n  - name: a\n    policy:\n      action: erase\n", 5, "tenants[0].policy.action"),
         ("version: 1\ntenants:\n  - name: a\n    policy: {max_choices: 'four'}\n", 4, "tenants[0].policy.max_choices"),
         ("version: 1\ntenants:\n  - name: a\n    policy: {max_choices: 0}\n", 4, "tenants[0].policy.max_choices"),
+        ("version: 1\ntenants:\n  - name: a\n    policy: {max_choices: 9}\n", 4, "tenants[0].policy.max_choices"),
         ("version: 1\ntenants:\n  - name: a\n    name: b\n", 4, "tenants[0].name"),
         ("version: 1\ntenants:\n  - name: a\n  - name: b\n  - name: a\n", 5, "tenants[2].name"),
         ("version: 1\ntenants:\n  - name: a\n    benign: [fine, ' ']\n", 4, "tenants[0].benign[1]"),

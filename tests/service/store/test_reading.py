@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 
 from guard.errors import StoreError
-from guard.policy import Policy, Target, TenantFile, TenantSpec
+from guard.policy import MAX_CHOICES, STORED, Policy, Target, TenantFile, TenantSpec
 from guard.service.store import revisions
 from guard.service.store.store import Store
 
@@ -166,3 +166,11 @@ def test_tenants_with_equal_policies_share_them(tmp_path: Path) -> None:
     publish(store, acme=["Hina Ameen"], harbor=["Jaime Vasquez"])
     tenants = Store(tmp_path / "guard.db", PEPPER).snapshot().tenants
     assert tenants["acme"].policy is tenants["harbor"].policy
+
+
+def test_a_policy_stored_under_a_wider_bound_stays_readable(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    old = Policy.model_validate({"max_choices": 8 * MAX_CHOICES}, context=STORED)
+    store.publish(TenantFile(tenants=(TenantSpec(name="acme", policy=old),)))
+    read = Store(tmp_path / "guard.db", PEPPER).snapshot().tenants["acme"].policy
+    assert read.max_choices == 8 * MAX_CHOICES
