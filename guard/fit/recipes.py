@@ -8,14 +8,12 @@ registry of methods.
 from __future__ import annotations
 
 import functools
-import hashlib
 import operator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
-from guard.errors import ConfigurationError
 from guard.fit.checkpoint import fit_identity
 from guard.interventions.fit_config import MAX_SEED, FitConfig, ModelDtype
 from guard.interventions.method import Method
@@ -85,15 +83,6 @@ def recipe_digest(recipe: Recipe, data_digest: str, fingerprint: str) -> str:
     digest of the data's bytes, and the fingerprint of the model."""
     decisive = recipe.model_dump(mode="json", exclude={"name", "data"})
     return fit_identity("recipe", RECIPE_VERSION, decisive, data_digest, fingerprint)
-
-
-def file_digest(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes. Raises ConfigurationError when it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def fit_recipe(

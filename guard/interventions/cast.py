@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Unpack
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -30,6 +30,9 @@ from guard.kernels.edit_formula import EditRow
 from guard.packs.edit_format import NoParameters, Origin, Rows, checked, parameters_of, save_edit, tensors_by_site
 from guard.packs.format import Pack
 from guard.site import Site
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 NAME = "cast"
 TENSORS = {"condition": 2, "bias": 1, "threshold": 1, "behaviour": 2}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Unpack
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -23,6 +23,9 @@ from guard.kernels.edit_formula import EditRow
 from guard.packs.edit_format import NoParameters, Origin, Rows, checked, parameters_of, save_edit, tensors_by_site
 from guard.packs.format import Pack
 from guard.site import Site
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 NAME = "lineas"
 MapMethod = Literal["lineas", "linear-act"]

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Unpack
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,6 +32,9 @@ from guard.kernels.edit_formula import MAX_RANK, EditRow
 from guard.packs.edit_format import Origin, Rows, checked, parameters_of, save_edit, tensors_by_site
 from guard.packs.format import Pack
 from guard.site import Site
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 NAME = "sae"
 MAX_VALUE = 1e6

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Unpack
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,9 @@ from guard.kernels.edit_formula import ALWAYS, MAX_RANK, EditRow
 from guard.packs.edit_format import NoParameters, Origin, Rows, checked, parameters_of, save_edit, tensors_by_site
 from guard.packs.format import Pack
 from guard.site import Site
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 NAME = "subspace"
 TENSORS = {"basis": 2, "mean": 1}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -19,6 +19,9 @@ from guard.errors import ConfigurationError, PackError
 from guard.kernels.edit_formula import EditRow
 from guard.packs.format import Pack, PackHeader, save_pack
 from guard.site import MAX_SITES, Site
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 STORED_DTYPES = (torch.float32, torch.bfloat16)
 Config = TypeVar("Config", bound=BaseModel)

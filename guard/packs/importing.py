@@ -21,6 +21,7 @@ from guard.interventions.lineas import MapMethod, save_lineas
 from guard.interventions.sae import SaeConfig, SaeFeatures, save_sae
 from guard.interventions.steer import save_steer
 from guard.packs.edit_format import Origin
+from guard.packs.file_digest import file_digest
 from guard.packs.fingerprint import model_fingerprint
 from guard.packs.format import Pack
 from guard.packs.import_formats import Format
@@ -140,8 +141,7 @@ def _origin(
 ) -> Origin:
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(file_digest(file)))
     report: dict[str, JsonValue] = {"imported_from": source_format, "source": source.name}
     if features:
         report["features"] = list(features)

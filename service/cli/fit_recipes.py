@@ -27,7 +27,8 @@ def fit_recipes(
     A recipe whose pack is there already, from the same settings, data and model, is not fitted again. Stored policies
     keep the pack that they were applied with: apply them again after a recipe has been fitted anew.
     """
-    from guard.fit.recipes import file_digest, recipe_digest
+    from guard.fit.recipes import recipe_digest
+    from guard.packs.file_digest import file_digest
     from guard.packs.fingerprint import model_fingerprint
 
     recipes = _examined(file).recipes

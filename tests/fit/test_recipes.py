@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from guard.fit.recipes import Recipe, file_digest, fit_recipe, recipe_digest, recipe_file
+from guard.fit.recipes import Recipe, fit_recipe, recipe_digest, recipe_file
 from guard.fit.steer import run_fit_steer
 from guard.interventions.registry import edit_methods
 from guard.interventions.steer import SteerConfig
@@ -132,9 +132,3 @@ def test_concept_recipes_reach_their_method_with_seed_and_sites(model: Path, tmp
     assert (header.method, header.sites) == (method, ("1.resid_post",))
     settings = header.fit_report["settings"]
     assert isinstance(settings, dict) and settings["seed"] == 5
-
-
-def test_the_digest_of_data_is_that_of_its_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"x\n")
-    (tmp_path / "b").write_bytes(b"x\r\n")
-    assert file_digest(tmp_path / "a") != file_digest(tmp_path / "b")
