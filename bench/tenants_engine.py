@@ -27,7 +27,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from guard.engine import compat
+from guard.engine import compat, flags
 from guard.engine.selftest_edits import make_resident
 from guard.interventions.sae import SaeConfig, SaeFeatures, save_sae
 from guard.plan import EditLane, Plan
@@ -49,8 +49,8 @@ def arguments(model: str, sites: str, batch: int, dummy: bool) -> AsyncEngineArg
     if sites != BARE:
         edits = compat.EditSettings(sites=sites, max_slots=TENANTS, max_rank=RANK)
         options |= {
-            "worker_cls": compat.WORKER, "scheduler_cls": compat.SCHEDULER,
-            "logits_processors": [compat.LOGITS_PROCESSOR], "logprobs_mode": "processed_logprobs",
+            "worker_cls": flags.WORKER, "scheduler_cls": flags.SCHEDULER,
+            "logits_processors": [flags.LOGITS_PROCESSOR], "logprobs_mode": "processed_logprobs",
             "additional_config": compat.additional_config(edits=edits),
         }
     return AsyncEngineArgs(**options)

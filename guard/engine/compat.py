@@ -10,86 +10,34 @@ import hashlib
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import vllm
 
 from guard import __version__
+from guard.engine.flags import (
+    CONFIG_KEY,
+    FORBIDDEN_ENVIRONMENT,
+    FORCED,
+    FORCED_ENVIRONMENT,
+    LIMITS,
+    LOGITS_PROCESSOR,
+    MIN_SHUTDOWN_TIMEOUT_S,
+    REFUSED,
+    REFUSED_DRAFTERS,
+    SCHEDULER,
+    WORKER,
+    flag_of,
+)
 from guard.engine.ops import SCHEMAS
 from guard.errors import ConfigurationError, EngineMismatchError
-from guard.policy import MAX_CHOICES
 
 SUPPORTED_VERSIONS = ((0, 32),)
-WORKER = "guard.engine.worker.GuardWorker"
-SCHEDULER = "guard.engine.scheduler.GuardScheduler"
-LOGITS_PROCESSOR = "guard.engine.logits:GuardLogitsProcessor"
-CONFIG_KEY = "guard"
 EMBEDDING_SITE = "embedding"
 # no model has it: packs of users are refused by an engine whose model has no fingerprint
 NO_FINGERPRINT = "fp1:" + "0" * 64
-MIN_SHUTDOWN_TIMEOUT_S = 30
-
-# attribute of the parsed arguments -> why a truthy value is refused
-_REFUSED: dict[str, str] = {
-    "grpc": "the gRPC server has no gate",
-    "grpc_port": "the gRPC server has no gate",
-    "headless": "the guard needs its own API process",
-    "enable_prompt_embeds": "prompts without token ids cannot be classified",
-    "enable_mm_embeds": "prompts without token ids cannot be classified",
-    "enable_scale_out": "its routes take token ids past the gate",
-    "tokens_only": "its routes take token ids past the gate",
-    "enable_elastic_ep": "ranks that join later are not self-tested",
-    "trust_request_chat_template": "a client could rewrite the prompt after it is checked",
-    "trust_request_mm_kwargs": "a client could rewrite the prompt after it is checked",
-    "enable_trace_replay": "replayed tokens overwrite constrained ones",
-    "enable_tokenizer_info_endpoint": "it shows the server's templates to every client",
-    "enable_log_outputs": "answers would be written to the log",
-    "enable_log_requests": "prompts would be written to the log",
-    "tool_server": "built-in tools generate past the gate",
-    "enable_return_routed_experts": "it returns what the output check cannot read",
-    "return_sampling_mask": "it returns what the output check cannot read",
-    "kv_transfer_config": "caches of other engines are not separated by tenant",
-    "ec_transfer_config": "caches of other engines are not separated by tenant",
-    "kv_offloading_size": "offloaded caches are not separated by tenant",
-    "kv_events_config": "it publishes prompts of all tenants",
-    "enable_dbo": "microbatches split the rows that the guard marks",
-    "ubatch_size": "microbatches split the rows that the guard marks",
-    "kv_sharing_fast_prefill": "later layers see other rows than the guard marks",
-    "enable_sleep_mode": "sleeping drops the guard's device memory",
-    "enable_hc_sp": "sequence parallelism splits the rows that the guard marks",
-    "weight_transfer_config": "interventions are fitted to one set of weights",
-    "diffusion_config": "diffusion decoding has no constrained sampling",
-    "mm_encoder_only": "there is nothing to guard",
-    "skip_tokenizer_init": "the guard reads prompts as text",
-    "worker_extension_cls": "it adds unguarded calls to the workers",
-    "api_key": "the guard has keys of its own (`guard key create`)",
-}
-# attribute -> largest number that is served
-_LIMITS: dict[str, tuple[int, str]] = {
-    "data_parallel_size": (1, "only the first engine would be self-tested; start one server per replica"),
-    "api_server_count": (1, "the guard runs one API process; start one server per replica"),
-    "prefill_context_parallel_size": (1, "prompt rows would be split over ranks"),
-    "decode_context_parallel_size": (1, "it is untested with the guard"),
-    "nnodes": (1, "other nodes would need the guard's ticket key"),
-}
-_OURS: dict[str, str] = {"worker_cls": WORKER, "scheduler_cls": SCHEDULER}
-_REFUSED_DRAFTERS = ("suffix", "medusa", "mlp_speculator", "custom_class")
-_FORBIDDEN_ENVIRONMENT: dict[str, str] = {
-    "VLLM_SERVER_DEV_MODE": "development routes call the engine directly",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "any client could change adapters",
-    "VLLM_ENABLE_RESPONSES_API_STORE": "stored responses are shared by all tenants",
-    "VLLM_ENABLE_COHERE_API": "its routes are not checked",
-    "VLLM_USE_RUST_FRONTEND": "the Rust front end does not pass the gate",
-    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "answers would be written to the log",
-    "VLLM_ALLOW_INSECURE_SERIALIZATION": "it allows code in engine calls",
-}
-_FORCED_ENVIRONMENT: dict[str, str] = {
-    **dict.fromkeys(_FORBIDDEN_ENVIRONMENT, "0"),
-    "VLLM_MAX_N_SEQUENCES": str(MAX_CHOICES),
-    "VLLM_MAX_COMPLETION_PROMPTS": "8",
-    "VLLM_PLUGINS": "",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +97,10 @@ def edit_settings(config: Any) -> EditSettings:
 
 def forced_environment() -> dict[str, str]:
     """Environment variables that the launcher sets before vLLM is imported and the engine is started."""
-    return dict(_FORCED_ENVIRONMENT)
+    return {
+        **dict.fromkeys(FORBIDDEN_ENVIRONMENT, "0"),
+        **{name: value for name, (value, _) in FORCED_ENVIRONMENT.items()},
+    }
 
 
 def forced_arguments(arguments: Namespace, edits: EditSettings | None = None) -> dict[str, Any]:
@@ -162,15 +113,9 @@ def forced_arguments(arguments: Namespace, edits: EditSettings | None = None) ->
     config = {**_mapping(getattr(arguments, "additional_config", None)),
               **additional_config(tensor_parallel, pipeline_parallel, edits)}
     return {
-        **_OURS,
-        "logits_processors": [LOGITS_PROCESSOR],
+        # copies: vLLM may add to a list
+        **{name: copy(value) for name, (value, _) in FORCED.items()},
         "additional_config": config,
-        "logprobs_mode": "processed_logprobs",
-        "prefix_caching_hash_algo": "sha256",
-        "fingerprint_mode": "none",
-        "disable_fastapi_docs": True,
-        "enable_offline_docs": False,
-        "language_model_only": True,
         "shutdown_timeout": max(MIN_SHUTDOWN_TIMEOUT_S, int(getattr(arguments, "shutdown_timeout", 0) or 0)),
     }
 
@@ -179,16 +124,16 @@ def check_arguments(arguments: Namespace, environment: Mapping[str, str] | None 
     """Refuse vLLM arguments and environment variables that would go round the guard. Raises ConfigurationError."""
     check_version()
     check_environment(os.environ if environment is None else environment)
-    for name, reason in _REFUSED.items():
+    for name, reason in REFUSED.items():
         if getattr(arguments, name, None):
-            raise ConfigurationError(f"{_flag(name)} cannot be used with the guard: {reason}; remove it")
-    for name, (limit, reason) in _LIMITS.items():
+            raise ConfigurationError(f"{flag_of(name)} cannot be used with the guard: {reason}; remove it")
+    for name, (limit, reason) in LIMITS.items():
         value = getattr(arguments, name, None)
         if value is not None and value > limit:
-            raise ConfigurationError(f"{_flag(name)} {value} cannot be used with the guard: {reason}")
-    for name, ours in _OURS.items():
-        if getattr(arguments, name, None) not in (None, "auto", ours):
-            raise ConfigurationError(f"{_flag(name)} is set by the guard; remove it")
+            raise ConfigurationError(f"{flag_of(name)} {value} cannot be used with the guard: {reason}")
+    for name in ("worker_cls", "scheduler_cls"):
+        if getattr(arguments, name, None) not in (None, "auto", FORCED[name][0]):
+            raise ConfigurationError(f"{flag_of(name)} is set by the guard; remove it")
     if getattr(arguments, "logits_processors", None) not in (None, [], [LOGITS_PROCESSOR]):
         raise ConfigurationError("--logits-processors is set by the guard: another processor could undo its mask")
     if getattr(arguments, "runner", "auto") not in ("auto", "generate"):
@@ -199,7 +144,7 @@ def check_arguments(arguments: Namespace, environment: Mapping[str, str] | None 
 
 def check_environment(environment: Mapping[str, str]) -> None:
     """Refuse environment variables that open doors past the guard. Raises ConfigurationError."""
-    for name, reason in _FORBIDDEN_ENVIRONMENT.items():
+    for name, reason in FORBIDDEN_ENVIRONMENT.items():
         if environment.get(name, "").strip().lower() not in ("", "0", "false"):
             raise ConfigurationError(f"{name} cannot be used with the guard: {reason}; unset it")
 
@@ -260,13 +205,9 @@ def _check_drafter(config: Any) -> None:
         raise ConfigurationError(
             "--speculative-config needs Model Runner V2 with the guard: the V1 runner drops constraints from drafts"
         )
-    if speculative.method in _REFUSED_DRAFTERS:
+    if speculative.method in REFUSED_DRAFTERS:
         raise ConfigurationError(f"--speculative-config: method {speculative.method!r} is not supported by the guard")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

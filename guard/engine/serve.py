@@ -18,16 +18,6 @@ from guard.errors import ConfigurationError
 if TYPE_CHECKING:
     from guard.engine.compat import EditSettings
 
-# attribute of the parsed arguments -> why a truthy value is refused here, in the API process
-REFUSED: dict[str, str] = {
-    "middleware": "it would see requests before the guard",
-    "enable_lora": "an adapter is another model than the one that was checked",
-    "lora_modules": "an adapter is another model than the one that was checked",
-    "enable_prompt_tokens_details": "it shows what other requests have cached",
-    "enable_per_request_metrics": "it shows what other requests have cached",
-    "return_tokens_as_token_ids": "token ids are not compared with the forget-list",
-    "enable_auto_tool_choice": "tool calls are not compared with the forget-list yet",
-}
 QUIET_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 DEFAULT_HOST = "127.0.0.1"
 
@@ -61,9 +51,6 @@ def build_arguments(
     )
     args: Namespace = make_arg_parser(parser).parse_args([model, *extra])
     compat.check_arguments(args)
-    for name, reason in REFUSED.items():
-        if getattr(args, name, None):
-            raise ConfigurationError(f"{flag_of(name)} cannot be used with the guard: {reason}; remove it")
     args.shutdown_timeout = args.shutdown_timeout or drain_timeout_s
     for name, value in compat.forced_arguments(args, edits).items():
         setattr(args, name, value)
@@ -73,11 +60,6 @@ def build_arguments(
         args.served_model_name = [served_name]
     validate_parsed_serve_args(args)
     return args
-
-
-def flag_of(name: str) -> str:
-    """The command-line spelling of an argument."""
-    return "--" + name.replace("_", "-")
 
 
 def check_model(model: str) -> None:

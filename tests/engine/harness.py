@@ -179,12 +179,12 @@ def engine_arguments(model: str, guarded: bool, runner: str, ngram: bool) -> Any
             "method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 2,
         }
     if guarded:
-        from guard.engine import compat
+        from guard.engine import compat, flags
         from guard.packs.fingerprint import model_fingerprint
 
         options |= {
-            "worker_cls": compat.WORKER, "scheduler_cls": compat.SCHEDULER,
-            "logits_processors": [compat.LOGITS_PROCESSOR], "additional_config": compat.additional_config(
+            "worker_cls": flags.WORKER, "scheduler_cls": flags.SCHEDULER,
+            "logits_processors": [flags.LOGITS_PROCESSOR], "additional_config": compat.additional_config(
                 edits=compat.EditSettings(
                     sites="all", max_slots=EDIT_SLOTS, fingerprint=model_fingerprint(Path(model))
                 )

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from guard.engine import compat
+from guard.engine import compat, flags
 from guard.errors import ConfigurationError, EngineMismatchError
 
 
@@ -28,13 +28,13 @@ def test_the_default_arguments_are_accepted(defaults: dict[str, Any]) -> None:
     compat.check_arguments(Namespace(**defaults), {})
 
 
-@pytest.mark.parametrize("name", sorted(compat._REFUSED))
+@pytest.mark.parametrize("name", sorted(flags.REFUSED))
 def test_a_refused_flag_is_named(defaults: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigurationError, match="--" + name.replace("_", "-")):
         compat.check_arguments(Namespace(**{**defaults, name: True}), {})
 
 
-@pytest.mark.parametrize("name", sorted(compat._REFUSED))
+@pytest.mark.parametrize("name", sorted(flags.REFUSED))
 def test_a_refused_flag_exists_in_this_vllm(defaults: dict[str, Any], name: str) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -43,14 +43,14 @@ def test_a_refused_flag_exists_in_this_vllm(defaults: dict[str, Any], name: str)
     assert name in known, f"vLLM has no argument {name} any more; look for its successor"
 
 
-@pytest.mark.parametrize("name", sorted(compat._LIMITS))
+@pytest.mark.parametrize("name", sorted(flags.LIMITS))
 def test_a_number_above_its_limit_is_refused(defaults: dict[str, Any], name: str) -> None:
     assert name in defaults
     with pytest.raises(ConfigurationError, match="--" + name.replace("_", "-")):
         compat.check_arguments(Namespace(**{**defaults, name: 2}), {})
 
 
-@pytest.mark.parametrize("name", sorted(compat._FORBIDDEN_ENVIRONMENT))
+@pytest.mark.parametrize("name", sorted(flags.FORBIDDEN_ENVIRONMENT))
 def test_a_forbidden_variable_is_named(defaults: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         compat.check_arguments(Namespace(**defaults), {name: "1"})
@@ -80,6 +80,7 @@ def test_forced_arguments_are_arguments_of_vllm_and_keep_the_rest(defaults: dict
     chosen = {**defaults, "additional_config": {"mine": 1}, "shutdown_timeout": 90}
     forced = compat.forced_arguments(Namespace(**chosen))
     assert set(forced) <= set(defaults)
+    assert set(forced) == set(flags.FORCED) | set(flags.ADJUSTED)
     assert forced["additional_config"]["mine"] == 1
     assert forced["additional_config"]["guard"]["digest"] == compat.engine_digest()
     assert forced["shutdown_timeout"] == 90
@@ -100,9 +101,9 @@ def engine_config(**changes: Any) -> Any:
     """A final configuration with everything in order."""
     values: dict[str, Any] = {
         "data_parallel_size": 1, "prefill_context_parallel_size": 1, "use_ubatching": False,
-        "worker_cls": compat.WORKER, "scheduler_cls": compat.SCHEDULER, "kv_sharing_fast_prefill": False,
+        "worker_cls": flags.WORKER, "scheduler_cls": flags.SCHEDULER, "kv_sharing_fast_prefill": False,
         "kv_transfer_config": None, "enable_prompt_embeds": False, "enable_sleep_mode": False,
-        "runner_type": "generate", "logits_processors": [compat.LOGITS_PROCESSOR],
+        "runner_type": "generate", "logits_processors": [flags.LOGITS_PROCESSOR],
         "logprobs_mode": "processed_logprobs",
         "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "additional_config": compat.additional_config(),
         "speculative_config": None, "use_v2_model_runner": False, **changes,
