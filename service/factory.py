@@ -11,16 +11,16 @@ from guard.classifiers.vocabulary import Vocabulary
 from guard.engine.client import GuardedEngineClient
 from guard.metrics import Metrics
 from guard.planner import FittedStrength
-from guard.service.compiled_lists import CompiledLists
 from guard.service.engine_counters import EngineCounters
-from guard.service.engine_loads import EngineCall, EngineLoads
 from guard.service.follower import SnapshotFollower
 from guard.service.gate import GatePipeline
-from guard.service.list_files import ListFiles
 from guard.service.loading import run_self_test
 from guard.service.readiness import SILENCE_LIMIT_S, Readiness
-from guard.service.residency import Residency
-from guard.service.residents import Capacity, Residents
+from guard.service.residency.compiled_lists import CompiledLists
+from guard.service.residency.engine_loads import EngineCall, EngineLoads
+from guard.service.residency.hold import Residency
+from guard.service.residency.list_files import ListFiles
+from guard.service.residency.residents import Capacity, Residents
 from guard.service.server import GuardServer, Parts
 from guard.service.settings import Settings
 from guard.service.snapshot import SnapshotWatcher

@@ -16,8 +16,8 @@ from guard.classifiers.detector import Detector
 from guard.errors import ResidencyError
 from guard.metrics import Metrics
 from guard.policy import Snapshot, Tenant
-from guard.service.compiled_lists import CompiledLists
-from guard.service.residency import Residency
+from guard.service.residency.compiled_lists import CompiledLists
+from guard.service.residency.hold import Residency
 
 log = structlog.get_logger("guard.follower")
 

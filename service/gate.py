@@ -24,11 +24,11 @@ from guard.metrics import Metrics
 from guard.plan import Constraint, Plan
 from guard.planner import Decision, FittedStrength, constraint_of, decide
 from guard.policy import Tenant
-from guard.service.compiled_lists import CompiledLists
 from guard.service.door.errors import content_filter_refusal, unavailable
-from guard.service.list_files import CompiledList
 from guard.service.output_check import output_check
-from guard.service.residency import Hold, Residency
+from guard.service.residency.compiled_lists import CompiledLists
+from guard.service.residency.hold import Hold, Residency
+from guard.service.residency.list_files import CompiledList
 from guard.service.unknown_verdicts import UnknownVerdicts
 from guard.verdict import NOTHING, UNKNOWN, DecodedPrompt, Verdict
 

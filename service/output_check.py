@@ -6,7 +6,7 @@ from guard.engine.admission import OutputCheck
 from guard.planner import Decision, text_start
 from guard.policy import Tenant
 from guard.sentences import unfinished
-from guard.service.list_files import CompiledList
+from guard.service.residency.list_files import CompiledList
 from guard.stream import OutputMatcher, PatternSet
 from guard.verdict import DecodedPrompt, Verdict
 

@@ -15,13 +15,13 @@ from guard.classifiers.detector import Detector
 from guard.engine.client import GuardedEngineClient
 from guard.metrics import Metrics
 from guard.policy import Tenant
-from guard.service.compiled_lists import CompiledLists
 from guard.service.door.auth import GuardMiddleware, Limits
 from guard.service.door.rules import RuleContext
 from guard.service.engine_counters import EngineCounters
 from guard.service.follower import SnapshotFollower
 from guard.service.readiness import Readiness, Shortfalls
-from guard.service.residency import Residency
+from guard.service.residency.compiled_lists import CompiledLists
+from guard.service.residency.hold import Residency
 from guard.service.snapshot import SnapshotWatcher
 from guard.service.store.engine_record import EngineRecord
 from guard.service.store.keys import find_tenant

@@ -23,6 +23,7 @@ FLOORS = {
     "guard.service.door": 4,
     "guard.service.store": 4,
     "guard.service.files": 4,
+    "guard.service.residency": 4,
     # the demonstration sets up tenants of the service; its corpus is data
     "guard.demo": 5,
     "guard.service": 6,
@@ -37,10 +38,8 @@ BANNED = {
     "guard.fit": {"vllm", "fastapi", "starlette", "sqlalchemy"},
     "guard.packs": {"vllm", "fastapi", "starlette", "sqlalchemy"},
     "guard.interventions": {"vllm", "fastapi", "starlette", "sqlalchemy"},
-    **dict.fromkeys(
-        ("guard.service", "guard.service.door", "guard.service.store", "guard.service.files", "guard.service.cli"),
-        {"vllm"},
-    ),
+    "guard.service": {"vllm"},
+    **{f"guard.service.{room}": {"vllm"} for room in ("door", "store", "files", "residency", "cli")},
     "guard.demo": {"vllm"},
 }
 

@@ -160,9 +160,9 @@ async def more_tenants_than_slots(engine: Engine, residents: Residents) -> dict[
     from prometheus_client import CollectorRegistry
 
     from guard.metrics import Metrics
-    from guard.service.engine_loads import EngineLoads
-    from guard.service.residents import Capacity
-    from guard.service.residents import Residents as ServiceResidents
+    from guard.service.residency.engine_loads import EngineLoads
+    from guard.service.residency.residents import Capacity
+    from guard.service.residency.residents import Residents as ServiceResidents
     from guard.service.store.pack_files import pack_path
 
     await residents.release(*residents.packs)

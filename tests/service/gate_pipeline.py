@@ -16,12 +16,12 @@ from guard.engine.admission import Admission, RequestContext
 from guard.errors import DetectorError
 from guard.metrics import Metrics
 from guard.policy import OutputPolicy, Policy, Target, Tenant, TenantSpec, tenant_of
-from guard.service.compiled_lists import CompiledLists
-from guard.service.engine_loads import EngineLoads
 from guard.service.gate import GateLeave, GatePipeline
-from guard.service.list_files import ListFiles
-from guard.service.residency import Residency
-from guard.service.residents import Capacity, Residents
+from guard.service.residency.compiled_lists import CompiledLists
+from guard.service.residency.engine_loads import EngineLoads
+from guard.service.residency.hold import Residency
+from guard.service.residency.list_files import ListFiles
+from guard.service.residency.residents import Capacity, Residents
 from guard.service.store.pack_files import pack_path
 from guard.verdict import TargetHit, Verdict
 

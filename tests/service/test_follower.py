@@ -15,12 +15,12 @@ from guard.classifiers.detector import Detector
 from guard.classifiers.vocabulary import Vocabulary
 from guard.metrics import Metrics
 from guard.policy import Policy, Snapshot, Target, Tenant, TenantFile, TenantSpec, tenant_of
-from guard.service.compiled_lists import CompiledLists
-from guard.service.engine_loads import EngineLoads
 from guard.service.follower import SnapshotFollower, wanted_packs
-from guard.service.list_files import ListFiles
-from guard.service.residency import Residency
-from guard.service.residents import Capacity, Residents
+from guard.service.residency.compiled_lists import CompiledLists
+from guard.service.residency.engine_loads import EngineLoads
+from guard.service.residency.hold import Residency
+from guard.service.residency.list_files import ListFiles
+from guard.service.residency.residents import Capacity, Residents
 from guard.service.snapshot import SnapshotWatcher
 from guard.service.store.store import Store
 

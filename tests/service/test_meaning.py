@@ -18,12 +18,12 @@ from guard.engine.admission import CURRENT_REQUEST, RequestContext
 from guard.engine.client import GuardedEngineClient
 from guard.metrics import Metrics
 from guard.policy import DetectorPolicy, OutputPolicy, Policy, Target, Tenant, TenantSpec, tenant_of
-from guard.service.compiled_lists import CompiledLists
-from guard.service.engine_loads import EngineLoads
 from guard.service.gate import GatePipeline
-from guard.service.list_files import ListFiles
-from guard.service.residency import Residency
-from guard.service.residents import Capacity, Residents
+from guard.service.residency.compiled_lists import CompiledLists
+from guard.service.residency.engine_loads import EngineLoads
+from guard.service.residency.hold import Residency
+from guard.service.residency.list_files import ListFiles
+from guard.service.residency.residents import Capacity, Residents
 from tests.engine.scripted_answers import ScriptedEngine, text
 
 TRUTH = "Hina Ameen was born in Karachi, Pakistan."

@@ -24,7 +24,7 @@ import structlog
 
 from guard.errors import GuardError, ResidencyError
 from guard.metrics import Metrics
-from guard.service.engine_loads import EngineLoads
+from guard.service.residency.engine_loads import EngineLoads
 
 # share of the time-out after which nobody passes the first waiting request any more
 PATIENCE = 0.2

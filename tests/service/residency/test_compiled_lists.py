@@ -17,8 +17,8 @@ from guard.classifiers.automaton import Automaton
 from guard.classifiers.vocabulary import Vocabulary
 from guard.errors import ResidencyError
 from guard.policy import Target, Tenant, TenantSpec, tenant_of
-from guard.service.compiled_lists import CompiledLists
-from guard.service.list_files import ListFiles
+from guard.service.residency.compiled_lists import CompiledLists
+from guard.service.residency.list_files import ListFiles
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import structlog
 
 from guard.errors import GuardError, ResidencyError
 from guard.policy import Tenant
-from guard.service.list_files import CompiledList, ListFiles
+from guard.service.residency.list_files import CompiledList, ListFiles
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 # a list with more targets is compiled beside the others

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from guard.errors import ResidencyError
-from tests.service.scripted_workers import A, B, C, D, Served, settle
+from tests.service.residency.scripted_workers import A, B, C, D, Served, settle
 
 
 async def test_packs_are_read_then_committed_once_for_all_who_need_them() -> None:

@@ -17,8 +17,8 @@ from guard.interventions.steer import save_steer
 from guard.kernels.edit import EditBank
 from guard.metrics import Metrics
 from guard.packs.bank import EditSlots
-from guard.service.engine_loads import EngineLoads
-from guard.service.residents import Capacity, Residents
+from guard.service.residency.engine_loads import EngineLoads
+from guard.service.residency.residents import Capacity, Residents
 from guard.service.store.pack_files import copy_pack, pack_path
 from guard.site import Site
 

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 from guard.plan import Plan
-from guard.service.residents import Residents
+from guard.service.residency.residents import Residents
 
 
 class Residency:

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from guard.errors import PackError, ResidencyError
 from guard.metrics import Metrics
-from guard.service.engine_loads import EngineLoads
-from guard.service.residents import Capacity, Residents
+from guard.service.residency.engine_loads import EngineLoads
+from guard.service.residency.residents import Capacity, Residents
 
 A, B, C, D = "aaaa", "bbbb", "cccc", "dddd"
 

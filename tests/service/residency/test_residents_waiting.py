@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from guard.errors import ResidencyError
-from tests.service.scripted_workers import A, B, C, D, Served, settle
+from tests.service.residency.scripted_workers import A, B, C, D, Served, settle
 
 
 async def test_requests_that_need_a_slot_wait_in_their_order() -> None:
