@@ -7,21 +7,20 @@ sentence that it generates.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from guard.classifiers.build_queue import Work
+from guard.classifiers.builds import Build, Workshop
+from guard.classifiers.versions import KEPT_TENANTS, Versions
 from guard.errors import DetectorError
 from guard.policy import Target, Tenant
 from guard.sentences import split
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
-# versions of one tenant's list kept: requests admitted under an old one finish with it
-KEPT_VERSIONS = 3
 # a shorter part of an answer ("Yes, he did.") is said of anything
 _MIN_WORDS = 4
 
@@ -64,54 +63,61 @@ class AnswerVectors:
 
 
 class AnswerComparer:
-    """Keeps the answer vectors of all tenants; call from one event loop.
+    """Keeps the answer vectors of tenants; call from one event loop.
 
-    `encode_list` blocks and runs in `executor`; `encode` gives the vectors of a request's texts within some seconds.
+    `encode_list` is work in the background; `encode` gives the vectors of a request's texts within some seconds.
     """
 
     def __init__(
-        self, encode_list: Callable[[Sequence[str]], Vectors],
-        encode: Callable[[Sequence[str], float], Awaitable[Vectors]], executor: Executor,
+        self, workshop: Workshop, encode_list: Callable[[Sequence[str]], Work[Vectors]],
+        encode: Callable[[Sequence[str], float], Awaitable[Vectors]], *, kept_tenants: int = KEPT_TENANTS,
     ) -> None:
-        self._encode_list, self._encode, self._executor = encode_list, encode, executor
-        self._tenants: dict[str, OrderedDict[str, asyncio.Task[AnswerVectors]]] = {}
+        self._workshop, self._encode_list, self._encode = workshop, encode_list, encode
+        self._builds: Versions[Build[AnswerVectors]] = Versions(Build.drop, tenants=kept_tenants)
 
-    def prepare(self, tenant: Tenant) -> asyncio.Task[AnswerVectors]:
+    def prepare(self, tenant: Tenant, *, urgent: bool = False) -> Build[AnswerVectors]:
         """Start (or find) the encoding of a list's answers."""
-        tasks = self._tenants.setdefault(tenant.name, OrderedDict())
-        task = tasks.get(tenant.list_version)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = tasks[tenant.list_version] = asyncio.get_running_loop().create_task(self._build(tenant))
-            while len(tasks) > KEPT_VERSIONS:
-                tasks.popitem(last=False)
-        return task
+        build = self._builds.use(tenant, tenant.list_version)
+        if build is None:
+            build = Build(self._workshop, "answers", tenant.index, lambda: self._work(tenant))
+            self._builds.add(tenant, tenant.list_version, build)
+        build.start(urgent=urgent)
+        return build
 
     def building(self, tenant: Tenant) -> bool:
-        """Whether the answers of this tenant's list are still being encoded."""
-        tasks = self._tenants.get(tenant.name)
-        task = tasks.get(tenant.list_version) if tasks is not None else None
-        return task is not None and not task.done()
+        """Whether the answers of this tenant's list are being encoded."""
+        build = self._builds.look(tenant, tenant.list_version)
+        return build is not None and build.running
+
+    def failures(self) -> dict[int, str]:
+        """By tenant index: why the answers of the current list are not encoded, where that failed."""
+        return {index: build.failure for index, build in self._builds.newest() if build.failure is not None}
 
     async def similarity(self, tenant: Tenant, targets: Sequence[int], sentence: str) -> float:
         """Largest cosine of `sentence` to an answer of `targets`. Raises TimeoutError or DetectorError."""
         timeout_s = tenant.policy.detector.timeout_s
         async with asyncio.timeout(timeout_s):
-            answers = await asyncio.shield(self.prepare(tenant))
+            build = self.prepare(tenant, urgent=True)
+            await build.wait()
+            if build.result is None:
+                raise DetectorError(f"the answers of the list are not encoded: {build.failure}")
             vectors = await self._encode([sentence.strip()], timeout_s)
-        return answers.similarity(vectors[0], targets)
+        return build.result.similarity(vectors[0], targets)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Forget the answers of all tenants but those of `names`."""
+        self._builds.keep_only(names)
 
     def close(self) -> None:
         """Stop background work."""
-        for tasks in self._tenants.values():
-            for task in tasks.values():
-                task.cancel()
+        self._builds.keep_only(())
 
-    async def _build(self, tenant: Tenant) -> AnswerVectors:
+    def _work(self, tenant: Tenant) -> Work[AnswerVectors]:
         texts: list[str] = []
         rows: list[tuple[int, int]] = []
         for target in tenant.targets:
             own = answer_texts(target)
             rows.append((len(texts), len(texts) + len(own)))
             texts += own
-        vectors = await asyncio.get_running_loop().run_in_executor(self._executor, self._encode_list, texts)
+        vectors = yield from self._encode_list(texts)
         return AnswerVectors(vectors, tuple(rows))

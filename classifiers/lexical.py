@@ -1,6 +1,6 @@
 """Names and aliases of a forget-list, found in a prompt whatever they are dressed up as.
 
-One Aho-Corasick automaton over the strong normal form (`normalize`), in which case, accents, look-alikes, digits for
+Aho-Corasick automata over the strong normal form (`normalize`), in which case, accents, look-alikes, digits for
 letters, zero-width characters and separators do not exist. Because separators are gone, every match is checked in
 the original text: "Ann" is not in "planning", and "Thera" is not in "the Ra" though it is in "T h e r a". Long
 names are also looked for reversed, in ROT13, and inside decodable runs (base64, hexadecimal).
@@ -29,6 +29,9 @@ VERY_LONG = 14
 MIN_ALIAS = 2
 MIN_PART = 4
 MAX_RUNS = 64
+# names of one automaton
+_TARGETS_AT_ONCE = 4096
+_NO_BREAKS: frozenset[int] = frozenset()
 _RUN = re.compile(r"[A-Za-z0-9+/_-]{12,}={0,2}")
 _INVISIBLE = ("Cf", "Mn", "Me")
 
@@ -48,17 +51,11 @@ class LexicalMatcher:
     """Finds targets by name. Immutable and thread-safe once built."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
-        self._terms: list[list[_Term]] = []
-        self._automaton = ahocorasick.Automaton()
-        self._slots: dict[str, int] = {}
-        for index, target in enumerate(targets):
-            for alias in (target.name, *target.aliases):
-                self._add_alias(index, alias)
-            for part in name_parts(target.name):
-                self._add(strong_form(part), _Term(index, 0, frozenset(), partial=True))
-        self._empty = not self._slots
-        if not self._empty:
-            self._automaton.make_automaton()
+        # finishing one automaton cannot be interrupted, and that of 10^5 names would hold up the whole process
+        self._parts = tuple(
+            _Names(targets, range(start, min(start + _TARGETS_AT_ONCE, len(targets))))
+            for start in range(0, len(targets), _TARGETS_AT_ONCE)
+        )
 
     def match(self, text: str) -> dict[int, tuple[Span, ...]]:
         """Targets named in `text` with the character spans that name them, sorted and merged."""
@@ -74,39 +71,64 @@ class LexicalMatcher:
         found = self._find(text, partial=True) if wanted else {}
         return {index: merge_spans(spans) for index, spans in found.items() if index in wanted}
 
-    def _add_alias(self, index: int, alias: str) -> None:
-        words = [strong_form(word) for word in re.split(r"[^\w]+|_", alias)]
-        strong = strong_form(alias)
-        breaks, position = set(), 0
-        for word in words[:-1]:
-            position += len(word)
-            breaks.add(position)
-        self._add(strong, _Term(index, len(strong), frozenset(breaks)))
-        if len(strong) >= LONG:
-            self._add(strong[::-1], _Term(index, len(strong), frozenset(), disguise=True))
-            rotated = strong_form(codecs.encode(alias, "rot13"))
-            self._add(rotated, _Term(index, len(rotated), frozenset(), disguise=True))
-
-    def _add(self, strong: str, term: _Term) -> None:
-        if len(strong) < MIN_ALIAS:
-            return
-        slot = self._slots.setdefault(strong, len(self._terms))
-        if slot == len(self._terms):
-            self._terms.append([])
-            self._automaton.add_word(strong, slot)
-        self._terms[slot].append(_Term(term.target, len(strong), term.breaks, term.disguise, term.partial))
-
     def _find(self, text: str, *, partial: bool) -> dict[int, list[Span]]:
         found: dict[int, list[Span]] = {}
-        if self._empty or not text:
+        if not text:
             return found
         normal = strong_form_with_offsets(text)
-        for last, slot in self._automaton.iter(normal.text):
-            for term in self._terms[slot]:
+        for part in self._parts:
+            for term, last in part.iter(normal.text):
                 start = last - term.length + 1
                 if term.partial == partial and _stands_alone(text, normal, start, last + 1, term):
                     found.setdefault(term.target, []).append(normal.original_span(start, last + 1))
         return found
+
+
+class _Names:
+    """The automaton of some targets' names."""
+
+    def __init__(self, targets: Sequence[Target], numbers: range) -> None:
+        terms: dict[str, list[_Term]] = {}
+        for number in numbers:
+            target = targets[number]
+            for alias in (target.name, *target.aliases):
+                for strong, term in _alias_terms(number, alias):
+                    _add(terms, strong, term)
+            for part in name_parts(target.name):
+                _add(terms, strong_form(part), _Term(number, 0, _NO_BREAKS, partial=True))
+        self._terms = tuple(map(tuple, terms.values()))
+        self._automaton = ahocorasick.Automaton()
+        for slot, strong in enumerate(terms):
+            self._automaton.add_word(strong, slot)
+        if terms:
+            self._automaton.make_automaton()
+
+    def iter(self, strong: str) -> Iterator[tuple[_Term, int]]:
+        """Terms in a text of strong form, each with the position of its last character."""
+        if self._terms:
+            for last, slot in self._automaton.iter(strong):
+                for term in self._terms[slot]:
+                    yield term, last
+
+
+def _alias_terms(number: int, alias: str) -> Iterator[tuple[str, _Term]]:
+    words = [strong_form(word) for word in re.split(r"[^\w]+|_", alias)]
+    strong = strong_form(alias)
+    breaks, position = set(), 0
+    for word in words[:-1]:
+        position += len(word)
+        breaks.add(position)
+    yield strong, _Term(number, len(strong), frozenset(breaks))
+    if len(strong) >= LONG:
+        yield strong[::-1], _Term(number, len(strong), _NO_BREAKS, disguise=True)
+        rotated = strong_form(codecs.encode(alias, "rot13"))
+        yield rotated, _Term(number, len(rotated), _NO_BREAKS, disguise=True)
+
+
+def _add(terms: dict[str, list[_Term]], strong: str, term: _Term) -> None:
+    if len(strong) >= MIN_ALIAS:
+        own = terms.setdefault(strong, [])
+        own.append(_Term(term.target, len(strong), term.breaks, term.disguise, term.partial))
 
 
 def name_parts(name: str) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def fold_character(character: str) -> str:
 
 def strong_form(text: str) -> str:
     """Strong form: only letters and digits, look-alikes and leet digits mapped to Latin letters."""
-    return strong_form_with_offsets(text).text
+    return "".join(map(_strong_character, text))
 
 
 def strong_form_with_offsets(text: str) -> NormalText:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Part = Literal["lexical", "semantic", "head", "always"]
 Span = tuple[int, int]
+# why there is no verdict: too slow, failed on this prompt, or the list's trained parts could not be built
+Reason = Literal["", "timeout", "error", "not_built"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,14 @@ class TargetHit:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All targets a prompt touches, best first. `unknown` means the detector failed: the failure mode decides."""
+    """All targets a prompt touches, best first. `unknown` means the detector failed: the failure mode decides.
+
+    `reason` says why it is unknown, for logs and metrics; verdicts that differ in it only are equal.
+    """
 
     hits: tuple[TargetHit, ...] = ()
     unknown: bool = False
+    reason: Reason = field(default="", compare=False)
 
     @property
     def flagged(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from guard.classifiers.build_queue import finish
 from guard.classifiers.head import out_of_fold_scores, train_head
 from guard.errors import DetectorError
 
@@ -23,7 +24,7 @@ NEGATIVES = np.concatenate([cluster(axis, 20, 10 + axis) for axis in range(2, 8)
 
 
 def test_unseen_prompts_of_a_target_score_above_unseen_benign_ones() -> None:
-    head = train_head(POSITIVES, OWNERS, NEGATIVES)
+    head = finish(train_head(POSITIVES, OWNERS, NEGATIVES))
     scores, owners = head.scores(np.concatenate([cluster(0, 30, 50), cluster(1, 30, 51)]))
     benign, _ = head.scores(np.concatenate([cluster(axis, 30, 60 + axis) for axis in range(2, 8)]))
     assert np.quantile(scores, 0.05) > np.quantile(benign, 0.95)
@@ -31,13 +32,13 @@ def test_unseen_prompts_of_a_target_score_above_unseen_benign_ones() -> None:
 
 
 def test_training_is_deterministic() -> None:
-    first, second = (train_head(POSITIVES, OWNERS, NEGATIVES) for _ in range(2))
+    first, second = (finish(train_head(POSITIVES, OWNERS, NEGATIVES)) for _ in range(2))
     np.testing.assert_array_equal(first.weights, second.weights)
 
 
 def test_out_of_fold_scores_are_not_those_of_the_training_prompts() -> None:
-    scores = out_of_fold_scores(POSITIVES, OWNERS, NEGATIVES, np.arange(len(NEGATIVES)))
-    seen, _ = train_head(POSITIVES, OWNERS, NEGATIVES).scores(NEGATIVES)
+    scores = finish(out_of_fold_scores(POSITIVES, OWNERS, NEGATIVES, np.arange(len(NEGATIVES))))
+    seen, _ = finish(train_head(POSITIVES, OWNERS, NEGATIVES)).scores(NEGATIVES)
     assert np.isfinite(scores).all()
     assert scores.mean() > seen.mean()
 
@@ -46,7 +47,7 @@ def test_one_group_of_benign_prompts_is_never_split_over_folds() -> None:
     # two copies of each vector in one group: a split would let a fold see its own copy
     doubled = np.concatenate([NEGATIVES, NEGATIVES])
     groups = np.tile(np.arange(len(NEGATIVES)), 2)
-    scores = out_of_fold_scores(POSITIVES, OWNERS, doubled, groups)
+    scores = finish(out_of_fold_scores(POSITIVES, OWNERS, doubled, groups))
     np.testing.assert_allclose(scores[: len(NEGATIVES)], scores[len(NEGATIVES) :], atol=1e-5)
 
 
@@ -56,4 +57,4 @@ def test_one_group_of_benign_prompts_is_never_split_over_folds() -> None:
 )
 def test_a_head_without_material_is_refused(positives: np.ndarray, owners: list[int], negatives: np.ndarray) -> None:
     with pytest.raises(DetectorError, match="needs examples"):
-        train_head(positives, owners, negatives)
+        finish(train_head(positives, owners, negatives))

@@ -43,14 +43,15 @@ def _backend(kind: str) -> Tokenizer:
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
     backend.normalizer = normalizers.Replace(" ", "\u2581")
     fallback = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = {
-        "metaspace": lambda: decoders.Metaspace(),
-        "metaspace never": lambda: decoders.Metaspace(prepend_scheme="never"),
-        "byte fallback": lambda: decoders.Sequence(fallback),
-        "llama": lambda: decoders.Sequence([*fallback, decoders.Strip(" ", 1, 0)]),
-        "word pieces": lambda: decoders.WordPiece(cleanup=False),
-        "word ends": lambda: decoders.BPEDecoder(),
-    }[kind]()
+    kinds: dict[str, Any] = {
+        "metaspace": decoders.Metaspace(),
+        "metaspace never": decoders.Metaspace(prepend_scheme="never"),
+        "byte fallback": decoders.Sequence(fallback),
+        "llama": decoders.Sequence([*fallback, decoders.Strip(" ", 1, 0)]),
+        "word pieces": decoders.WordPiece(cleanup=False),
+        "word ends": decoders.BPEDecoder(),
+    }
+    backend.decoder = kinds[kind]
     return backend
 
 

@@ -1,0 +1,143 @@
+"""Background work of all lists in one thread, a little at a time.
+
+Work is a generator that yields between pieces of some milliseconds and returns its result. Work that a request waits
+for goes before the rest; work that has taken long gives way to both, so that a list of 10^5 strings delays nobody, but
+has every fourth turn, so that it ends.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from guard.errors import DetectorError
+
+Result = TypeVar("Result")
+Work = Generator[None, None, Result]
+# time of one turn, and the time after which work counts as long
+_TURN_S = 0.02
+_LONG_S = 0.5
+_TURNS_PER_LONG = 4
+
+
+@dataclass(eq=False, slots=True)
+class Job(Generic[Result]):
+    """Work in the queue. Cancel `future` to drop it; what runs stops at its next pause."""
+
+    work: Work[Result]
+    urgent: bool
+    future: Future[Result] = field(default_factory=Future)
+    spent_s: float = 0.0
+
+
+class BuildQueue:
+    """Starts its thread on first use; `close` ends it."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._urgent: deque[Job[Any]] = deque()
+        self._ordinary: deque[Job[Any]] = deque()
+        self._long: deque[Job[Any]] = deque()
+        self._thread: threading.Thread | None = None
+        self._turns = 0
+        self._closed = False
+
+    def submit(self, work: Work[Result], *, urgent: bool = False) -> Job[Result]:
+        """Queue `work`. Raises DetectorError when the queue is closed."""
+        job = Job(work, urgent)
+        with self._condition:
+            if self._closed:
+                raise DetectorError("the detector is closed")
+            self._put(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="guard-build", daemon=True)
+                self._thread.start()
+        return job
+
+    def hurry(self, job: Job[Any]) -> None:
+        """A request waits for `job` now."""
+        with self._condition:
+            job.urgent = True
+            if job in self._ordinary:
+                self._ordinary.remove(job)
+                self._put(job)
+
+    def close(self) -> None:
+        """Drop what waits and end the thread at its next pause."""
+        with self._condition:
+            self._closed = True
+            for jobs in (self._urgent, self._ordinary, self._long):
+                for job in jobs:
+                    job.future.cancel()
+                jobs.clear()
+            self._condition.notify_all()
+
+    def _put(self, job: Job[Any], *, first: bool = False) -> None:
+        queue = self._urgent if job.urgent else self._ordinary
+        if job.spent_s > _LONG_S:
+            self._long.append(job)
+        elif first:
+            queue.appendleft(job)
+        else:
+            queue.append(job)
+        self._condition.notify_all()
+
+    def _next(self) -> Job[Any] | None:
+        with self._condition:
+            self._condition.wait_for(lambda: self._closed or self._urgent or self._ordinary or self._long)
+            if self._closed:
+                return None
+            self._turns += 1
+            order = [self._urgent, self._ordinary, self._long]
+            if self._turns % _TURNS_PER_LONG == 0:
+                order.insert(0, self._long)
+            return next(queue for queue in order if queue).popleft()
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            if _take_turn(job):
+                continue
+            with self._condition:
+                if self._closed:
+                    job.future.cancel()
+                    return
+                # as long as nothing more urgent came, what was begun goes on
+                self._put(job, first=True)
+
+
+def _take_turn(job: Job[Any]) -> bool:
+    """Work for one turn; whether the job is over."""
+    if job.future.cancelled():
+        job.work.close()
+        return True
+    start = time.monotonic()
+    try:
+        while True:
+            next(job.work)
+            took = time.monotonic() - start
+            if took >= _TURN_S:
+                job.spent_s += took
+                return False
+    except StopIteration as stop:
+        if job.future.set_running_or_notify_cancel():
+            job.future.set_result(stop.value)
+    # whatever goes wrong must reach those that wait, or they hang
+    except Exception as error:  # noqa: BLE001
+        if job.future.set_running_or_notify_cancel():
+            job.future.set_exception(error)
+    return True
+
+
+def finish(work: Work[Result]) -> Result:
+    """Do all of `work` at once."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
