@@ -1,4 +1,4 @@
-"""Write the tables of configuration.md, metrics.md, fitting.md and cli.md from the code.
+"""Write the tables of the pages in BLOCKS from the code.
 
     python docs/generate.py          rewrite the pages
     python docs/generate.py --check  exit 1 and name the pages that are not up to date
@@ -15,20 +15,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.core import TyperGroup
 
+from guard.engine import flags
 from guard.interventions.fit_config import FitConfig
 from guard.interventions.registry import methods
 from guard.metrics import SERIES, Metrics
+from guard.packs.bank import memory_bytes
 from guard.policy import TenantFile
 from guard.service.settings import PREFIX, Settings
+from guard.site import parse_sites
 
 DOCS = Path(__file__).parent
 Schema = dict[str, Any]
+# name, decoder layers, width of the residual stream
+MODEL_SHAPES = (("bundled model", 8, 256), ("0.5B (Qwen2.5)", 24, 896), ("8B (Llama 3.1)", 32, 4096))
 
 
 def table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
@@ -196,11 +202,58 @@ def parameter_list(command: Any) -> str:
     return "\n".join(lines)
 
 
+def flags_table() -> str:
+    """What the guard does to vLLM's flags, one row each."""
+    rows = [(code(flags.flag_of(name)), "refused", reason) for name, reason in flags.REFUSED.items()]
+    rows += [
+        (code(flags.flag_of(name)), f"at most {limit}", reason) for name, (limit, reason) in flags.LIMITS.items()
+    ]
+    rows += [
+        (code(flags.flag_of(name)), f"set to {code(written(value))}", reason)
+        for name, (value, reason) in flags.FORCED.items()
+    ]
+    rows += [(code(flags.flag_of(name)), "adjusted", how) for name, how in flags.ADJUSTED.items()]
+    return table(("flag", "with the guard", "why"), iter(rows))
+
+
+def environment_table() -> str:
+    """What the guard does to vLLM's environment variables, one row each."""
+    rows = [(code(name), "refused, set to `0`", reason) for name, reason in flags.FORBIDDEN_ENVIRONMENT.items()]
+    rows += [
+        (code(name), f"set to {code(value)}" if value else "emptied", reason)
+        for name, (value, reason) in flags.FORCED_ENVIRONMENT.items()
+    ]
+    return table(("variable", "with the guard", "why"), iter(rows))
+
+
+def written(value: object) -> str:
+    """A forced value as it would be written on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+
+
+def bank_memory_table() -> str:
+    """Memory of the edit bank for three shapes of models, at the sites of `auto` and of `all`."""
+    slots = Settings().max_slots
+    rows = []
+    for name, num_layers, width in MODEL_SHAPES:
+        for sites in ("auto", "all"):
+            count = len(parse_sites(sites, num_layers))
+            sizes = [
+                memory_bytes(count, number, width, rank, torch.bfloat16) / 2**20
+                for rank in (16, 32) for number in (1, slots + 1)
+            ]
+            rows.append((name, f"{code(sites)}: {count}", *(f"{size:,.1f} MiB" for size in sizes)))
+    sizes_of = [f"{what}, rank {rank}" for rank in (16, 32) for what in ("one slot", f"bank of {slots} slots")]
+    return table(("model", "sites", *sizes_of), iter(rows))
+
+
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "configuration.md": {"settings": settings_table, "tenant-file": tenant_file_table},
     "metrics.md": {"metrics": metrics_table},
     "fitting.md": {"methods": methods_table},
     "cli.md": {"commands": cli_text},
+    "deployment.md": {"flags": flags_table, "environment": environment_table},
+    "edits.md": {"bank-memory": bank_memory_table},
 }
 
 

@@ -103,6 +103,20 @@ def test_compose_mounts_and_builds_what_exists() -> None:
     assert target.split(":")[0] in compose["services"]
 
 
+def test_a_model_of_ones_own_is_served_from_where_it_is_mounted() -> None:
+    service = load("compose.model.yaml")["services"]["guard"]
+    (mount,) = service["volumes"]
+    source, _, rest = mount.rpartition("}")
+    target, mode = rest.removeprefix(":").split(":")
+    assert service["command"][:2] == ["serve", target]
+    assert mode == "ro"
+    assert service["command"][service["command"].index("--host") + 1] == "0.0.0.0"
+    variables = set(re.findall(r"\$\{(\w+)", source + " ".join(service["command"])))
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert variables == {"MODEL_FOLDER", "MODEL_NAME"}
+    assert {name for name in variables if f"{name}=" not in text} == set()
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_dockerfiles_copy_what_exists_and_do_not_run_as_root(path: Path) -> None:
     lines = re.sub(r"\\\n\s*", " ", path.read_text(encoding="utf-8")).splitlines()
