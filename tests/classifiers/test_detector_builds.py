@@ -245,7 +245,9 @@ async def test_a_list_without_an_encoder_is_reported_as_failed() -> None:
 
 async def test_a_large_list_is_compiled_once_beside_the_event_loop(encoder: Encoder) -> None:
     detector = Detector(encoder)
-    who = tenant(*(Target(name=f"Person numbered {n}") for n in range(5000)), semantic=False, head=False)
+    names = [f"Person numbered {n}" for n in range(5000)]
+    names[4500], names[12] = "Zofia Kwiatkowska", "Tomas Berg"
+    who = tenant(*(Target(name=name) for name in names), semantic=False, head=False)
     ticks = 0
 
     async def tick() -> None:
@@ -256,9 +258,9 @@ async def test_a_large_list_is_compiled_once_beside_the_event_loop(encoder: Enco
 
     ticking = asyncio.create_task(tick())
     verdicts: list[Verdict] = await asyncio.gather(
-        *(detector.detect(who, prompt(f"Who is person numbered {n}?")) for n in (7, 4999))
+        *(detector.detect(who, prompt(f"Who is {name}?")) for name in ("Tomas Berg", "Zofia Kwiatkowska"))
     )
     ticking.cancel()
-    assert 7 in [hit.target for hit in verdicts[0].hits] and [hit.target for hit in verdicts[1].hits] == [4999]
+    assert [[hit.target for hit in verdict.hits] for verdict in verdicts] == [[12], [4500]]
     assert ticks > 3 and len(detector._lists) == 1
     detector.close()

@@ -45,7 +45,7 @@ def test_only_named_tenants_stay() -> None:
 
 
 def test_a_tenant_made_anew_has_its_new_index() -> None:
-    kept = Versions(lambda _: None)
+    kept: Versions[str] = Versions(lambda _: None)
     kept.add(tenant("a", 4), "1", "a1")
     assert kept.use(tenant("a", 9), "1") == "a1"
     assert list(kept.newest()) == [(9, "a1")]
