@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from guard.service.door.auth import ROUTES, GuardMiddleware, Limits
 from guard.service.door.rules import RuleContext
@@ -223,3 +224,29 @@ async def test_websockets_are_closed(engine: Engine, directory: Directory) -> No
     await app({"type": "websocket", "path": "/v1/realtime", "headers": []}, receive, send)
     assert sent == [{"type": "websocket.close", "code": 1008}]
     assert not engine.scopes
+
+
+async def test_a_refused_field_leaves_a_line_with_field_and_tenant(
+    client: httpx.AsyncClient, directory: Directory
+) -> None:
+    with capture_logs() as lines:
+        reply = await client.post(CHAT_PATH, json={**CHAT, "logit_bias": {"5": 1}}, headers=bearer("key-acme"))
+    assert reply.status_code == 400
+    told = [line for line in lines if line["event"] == "request_refused"]
+    assert [(line["tenant"], line["field"]) for line in told] == [(ACME.index, "logit_bias")]
+    assert directory.tenants == [ACME.index]
+
+
+async def test_a_field_that_is_named_like_a_text_reaches_no_log(client: httpx.AsyncClient) -> None:
+    name = "Who is Ada Example?"
+    with capture_logs() as lines:
+        reply = await client.post(CHAT_PATH, json={**CHAT, name: 1}, headers=bearer("key-acme"))
+    assert reply.status_code == 400
+    assert lines and "Ada" not in str(lines)
+
+
+async def test_without_a_key_no_tenant_is_counted(client: httpx.AsyncClient, directory: Directory) -> None:
+    with capture_logs() as lines:
+        await client.post(CHAT_PATH, json=CHAT, headers=bearer("wrong"))
+    assert directory.tenants == [None]
+    assert not [line for line in lines if line["event"] == "request_refused"]
