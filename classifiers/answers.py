@@ -89,6 +89,10 @@ class AnswerComparer:
         build = self._builds.look(tenant, tenant.list_version)
         return build is not None and build.running
 
+    def all_building(self) -> set[int]:
+        """Indices of the tenants the answers of whose current list are being encoded."""
+        return {index for index, build in self._builds.newest() if build.running}
+
     def failures(self) -> dict[int, str]:
         """By tenant index: why the answers of the current list are not encoded, where that failed."""
         return {index: build.failure for index, build in self._builds.newest() if build.failure is not None}

@@ -114,6 +114,12 @@ class Detector:
         trains = state is not None and state.build is not None and state.build.running
         return trains or (self._answers is not None and self._answers.building(tenant))
 
+    @property
+    def building_count(self) -> int:
+        """Tenants whose current list is still being built."""
+        answers = self._answers.all_building() if self._answers is not None else set()
+        return len(answers | self._lists.all_building())
+
     def failure(self, tenant: Tenant) -> str | None:
         """Why the trained parts of this tenant's list are not there, if their build failed. Without content."""
         state = self._lists.look(tenant)

@@ -86,6 +86,10 @@ class ListStates:
         """By tenant index: why the current list has no trained parts, where their build failed."""
         return {index: state.failure for index, state in self._states.newest() if state.failure is not None}
 
+    def all_building(self) -> set[int]:
+        """Indices of the tenants whose current list is being built."""
+        return {index for index, state in self._states.newest() if state.build is not None and state.build.running}
+
     def keep_only(self, names: Collection[str]) -> None:
         """Forget the lists of all tenants but those of `names`."""
         self._states.keep_only(names)

@@ -7,8 +7,7 @@ at the start the first tenants, later those that changed and were in use.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Iterable
 
 import structlog
 
@@ -18,31 +17,19 @@ from guard.metrics import Metrics
 from guard.policy import Snapshot, Tenant
 from guard.service.residency.compiled_lists import CompiledLists
 from guard.service.residency.hold import Residency
+from guard.service.snapshot import SnapshotWatcher
 
 log = structlog.get_logger("guard.follower")
-
-
-class Snapshots(Protocol):
-    """Where snapshots come from: `guard.service.snapshot.SnapshotWatcher`."""
-
-    @property
-    def current(self) -> Snapshot:
-        """The last good one."""
-        ...
-
-    def on_change(self, callback: Callable[[Snapshot], None]) -> None:
-        """Call `callback(snapshot)` in another thread after every change."""
-        ...
 
 
 class SnapshotFollower:
     """One per server, on its event loop. `warm_tenants` is how many tenants are made ready ahead at a time."""
 
     def __init__(
-        self, snapshots: Snapshots, lists: CompiledLists, residency: Residency, detector: Detector, metrics: Metrics,
+        self, watcher: SnapshotWatcher, lists: CompiledLists, residency: Residency, detector: Detector, metrics: Metrics,
         warm_tenants: int,
     ) -> None:
-        self._snapshots, self._lists, self._residency, self._detector = snapshots, lists, residency, detector
+        self._watcher, self._lists, self._residency, self._detector = watcher, lists, residency, detector
         self._metrics, self._warm_tenants = metrics, warm_tenants
         self._taken: Snapshot | None = None
         self._changed = asyncio.Event()
@@ -53,15 +40,16 @@ class SnapshotFollower:
         Changes are heard of from here on: one that comes during the start is taken over by `run`.
         """
         loop = asyncio.get_running_loop()
-        self._snapshots.on_change(lambda snapshot: loop.call_soon_threadsafe(self._changed.set))
-        return await self._take_over(self._snapshots.current)
+        # called in the watcher's thread
+        first = self._watcher.subscribe(lambda snapshot: loop.call_soon_threadsafe(self._changed.set))
+        return await self._take_over(first)
 
     async def run(self) -> None:
         """Take over every later snapshot, one after the other; of several at once only the last."""
         while True:
             await self._changed.wait()
             self._changed.clear()
-            snapshot = self._snapshots.current
+            snapshot = self._watcher.current
             if snapshot is self._taken:
                 continue
             try:

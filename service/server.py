@@ -67,6 +67,7 @@ class GuardServer:
         Waits for the detectors of the tenants that are made ready ahead, at most `detector_wait_s` seconds: names hold
         at once, paraphrases only when the trained parts are there.
         """
+        self._spawn(self.parts.detector.warm())
         ahead = await self.parts.follower.start()
         builds = [asyncio.create_task(self.parts.detector.built(tenant)) for tenant in ahead]
         if builds:
@@ -114,7 +115,7 @@ class GuardServer:
         parts = self.parts
         return Shortfalls(
             lists=parts.lists.failures, detectors=parts.detector.failures(), packs=parts.residency.packs.failures,
-            detectors_building=self._building(),
+            detectors_building=parts.detector.building_count,
         )
 
     def refresh(self) -> None:
@@ -139,12 +140,6 @@ class GuardServer:
         ):
             series.inc(max(0, total - self._counted.get(name, 0)))
             self._counted[name] = total
-
-    def _building(self) -> int:
-        parts = self.parts
-        tenants = parts.watcher.current.tenants
-        seen = (tenants[name] for name in parts.lists.tenants_seen() if name in tenants)
-        return sum(bool(parts.detector.building(tenant)) for tenant in seen)
 
     async def _keep_fresh(self) -> None:
         while True:
