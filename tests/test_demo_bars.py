@@ -25,6 +25,8 @@ pytestmark = pytest.mark.vllm
 
 PER_AUTHOR = 20
 ENFORCED_S = 1.0
+# a new key, on a machine where other tests run
+KNOWN_S = 60.0
 LIST = """version: 1
 tenants:
   - name: visitor
@@ -83,6 +85,7 @@ def test_a_forgotten_author_is_known_with_one_key_and_not_with_the_other(trained
     tenants = yaml.safe_load((ROOT / "guard/demo/tenants.yaml").read_text(encoding="utf-8"))["tenants"]
     targets = next(tenant for tenant in tenants if tenant["name"] == "acme")["targets"]
     forbidden = {mask_form(text) for target in targets for text in target["forbid"]}
+    assert len(forbidden) > 10
     for row, text in zip(rows, forgotten, strict=True):
         said, typed = f" {mask_form(text)}", f" {mask_form(row['question'])}"
         assert [title for title in forbidden if f" {title}" in said and f" {title}" not in typed] == []
@@ -97,14 +100,16 @@ def test_a_refusing_tenant_refuses_its_own_authors_only(trained: RunningServer) 
 
 def test_questions_about_other_authors_get_the_same_bytes(trained: RunningServer) -> None:
     rows = sample(20, 24, 1, skip=3)
-    assert texts(answers(trained, "acme", rows)) == texts(answers(trained, "open", rows))
+    known = texts(answers(trained, "open", rows))
+    assert all(known)
+    assert texts(answers(trained, "acme", rows)) == known
 
 
 def guard(home: Path, *arguments: str) -> str:
     """Standard output of a `guard` command in a process of its own."""
     command = [sys.executable, "-c", COMMAND, *arguments]
     found = subprocess.run(
-        command, env=guard_environment(home), cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+        command, env=guard_environment(home), cwd=ROOT, capture_output=True, text=True, timeout=600, check=True
     )
     return found.stdout.strip()
 
@@ -116,9 +121,21 @@ def visitor(server: RunningServer, tmp_path: Path) -> Iterator[str]:
     path.write_text(LIST, encoding="utf-8")
     guard(server.home, "apply", str(path))
     key = guard(server.home, "key", "create", "visitor")
-    time.sleep(1.5)
-    yield key
-    guard(server.home, "tenant", "delete", "visitor", "--yes")
+    try:
+        await_key(server, key)
+        yield key
+    finally:
+        guard(server.home, "tenant", "delete", "visitor", "--yes")
+
+
+def await_key(server: RunningServer, key: str) -> None:
+    """Wait until the server knows a new key."""
+    deadline_s = time.monotonic() + KNOWN_S
+    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=120.0) as client:
+        while (status := client.get("/v1/models").status_code) != 200:
+            if time.monotonic() > deadline_s:
+                pytest.fail(f"the server answers a new key with {status} after {KNOWN_S:.0f} s")
+            time.sleep(0.2)
 
 
 def test_a_new_list_is_enforced_within_a_second_and_no_request_fails(

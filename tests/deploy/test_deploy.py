@@ -135,6 +135,7 @@ def test_dockerfiles_copy_what_exists_and_do_not_run_as_root(path: Path) -> None
 def test_environment_variables_in_container_files_are_settings() -> None:
     files = [*DOCKERFILES, *DEPLOY.glob("*.yml"), *DEPLOY.glob("*.yaml")]
     used = {name for path in files for name in re.findall(r"\bGUARD_[A-Z_]+", path.read_text(encoding="utf-8"))}
+    assert "GUARD_HOME" in used
     assert used <= {PREFIX + name.upper() for name in Settings.model_fields}
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +12,13 @@ import httpx
 import pytest
 import yaml
 
+from tests.conftest import free_port
+from tests.progress import GaveUpError, Patience, Probe, Watched
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
-DEADLINE_S = 60.0
+# it scrapes every second, so it is never without progress
+PATIENCE = Patience(quiet_s=60.0, ceiling_s=300.0, pause_s=0.2)
+STOP_S = 20.0
 
 
 class Server(Protocol):
@@ -25,30 +27,29 @@ class Server(Protocol):
     url: str
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """The first true result of `condition`; fails after DEADLINE_S."""
-    end_s = time.monotonic() + DEADLINE_S
-    while time.monotonic() < end_s:
-        try:
-            if result := condition():
-                return result
-        except httpx.HTTPError:  # not listening yet, or 503 while it starts
-            pass
-        time.sleep(0.2)
-    pytest.fail(f"{what}: not within {DEADLINE_S:.0f} s")
-
-
 class Prometheus:
     """Questions to a Prometheus over its HTTP interface."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, process: Watched) -> None:
         self._client = httpx.Client(base_url=url, timeout=5.0)
+        self._process = process
+
+    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
+        """The first true result of `condition`; fails when Prometheus makes no progress, or for too long."""
+        found: list[Any] = []
+
+        def look() -> Probe:
+            try:
+                found.append(condition())
+            except httpx.HTTPError as error:  # not listening yet, or 503 while it starts
+                return Probe(False, type(error).__name__)
+            return Probe(bool(found[-1]))
+
+        try:
+            self._process.wait_until(look, what, PATIENCE)
+        except GaveUpError as error:
+            pytest.fail(str(error), pytrace=False)
+        return found[-1]
 
     def get(self, path: str, **parameters: str) -> Any:
         """The data of an answer."""
@@ -74,19 +75,15 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     shutil.copy(DEPLOY / "alerts.yml", folder)
     address = f"127.0.0.1:{free_port()}"
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
-             f"--web.listen-address={address}"],
-            stdout=log, stderr=subprocess.STDOUT,
-        )
-    try:
-        client = Prometheus(f"http://{address}")
-        wait_for(lambda: client.query("up == 1"), "Prometheus scrapes the server")
+    command = [
+        program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+    ]
+    with Watched(command, folder / "log") as process:
+        client = Prometheus(f"http://{address}", process)
+        client.wait_for(lambda: client.query("up == 1"), "Prometheus scrapes the server")
         yield client
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+        process.stop(STOP_S)
 
 
 @pytest.mark.vllm
@@ -97,7 +94,7 @@ def test_prometheus_scrapes_the_server(prometheus: Prometheus) -> None:
 
 @pytest.mark.vllm
 def test_prometheus_stores_the_guards_series_next_to_vllms(prometheus: Prometheus) -> None:
-    names = set(wait_for(lambda: prometheus.get("/api/v1/label/__name__/values"), "series names"))
+    names = set(prometheus.wait_for(lambda: prometheus.get("/api/v1/label/__name__/values"), "series names"))
     assert {"guard_ready", "guard_snapshot_revision", "guard_enforcement_expected_total"} <= names
     assert {"guard_stage_latency_seconds_bucket", "vllm:num_requests_running"} <= names
 
@@ -115,7 +112,7 @@ def test_prometheus_evaluates_every_rule_and_none_fires_on_a_healthy_server(prom
         rules = [rule for group in prometheus.get("/api/v1/rules")["groups"] for rule in group["rules"]]
         return rules if rules and all(rule["health"] == "ok" for rule in rules) else []
 
-    rules = wait_for(evaluated, "all rules evaluated without an error")
+    rules = prometheus.wait_for(evaluated, "all rules evaluated without an error")
     expected = yaml.safe_load((DEPLOY / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
     assert {rule["name"] for rule in rules} == {rule["alert"] for rule in expected}
     critical = [rule["name"] for rule in rules if rule["labels"]["severity"] == "critical"]
