@@ -49,9 +49,7 @@ class EcoFitConfig(FitConfig):
         Path | None,
         Field(exclude=True, description="Per-question records of a retain model, whose mean is the target score."),
     ] = None
-    records_split: Annotated[
-        str | None, Field(exclude=True, description="Only the records of this split.")
-    ] = None
+    records_split: Annotated[str | None, Field(exclude=True, description="Only the records of this split.")] = None
     metric: Annotated[Metric, Field(description="What is compared.")] = "log_probability"
     kind: Annotated[CorruptionKind, Field(description="Corruption function.")] = "gauss"
     scope: Annotated[Scope, Field(description="Tokens that are corrupted.")] = "prompt"

@@ -46,9 +46,7 @@ class LineasConfig(SteeringConfig):
     kappa: Annotated[
         Literal["step", "constant"], Field(description="Proximal step: gamma times the learning rate, or gamma.")
     ] = "step"
-    standardise: Annotated[
-        bool, Field(description="Fit in units of the targets' spread; not in the paper.")
-    ] = False
+    standardise: Annotated[bool, Field(description="Fit in units of the targets' spread; not in the paper.")] = False
     pooling: Annotated[SamplePooling, Field(description="A sample: mean of a text, or each token.")] = "mean"
     checkpoint_steps: Annotated[int, Field(ge=1, description="Steps per saved state.")] = 100
 

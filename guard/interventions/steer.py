@@ -35,9 +35,7 @@ class SteerConfig(SteeringConfig):
     direction: Annotated[
         Direction, Field(description="Difference of means, or first component of pairs.")
     ] = "difference"
-    pooling: Annotated[
-        Pooling, Field(description="A sample: mean of a text, last token, or each token.")
-    ] = "mean"
+    pooling: Annotated[Pooling, Field(description="A sample: mean of a text, last token, or each token.")] = "mean"
 
 
 def save_steer(path: Path, vectors: Mapping[Site, Tensor], **origin: Unpack[Origin]) -> Pack:

@@ -46,15 +46,9 @@ class SubspaceConfig(ConceptConfig):
     ] = "contrast"
     energy: Annotated[float, Field(gt=0.0, le=1.0, description="Share of the concept's energy to keep.")] = 0.95
     max_rank: Annotated[int, Field(ge=1, le=MAX_RANK, description="Most directions removed at a site.")] = 4
-    ridge: Annotated[
-        float, Field(gt=0.0, le=1e6, description="`contrast`: smaller spares retain texts more.")
-    ] = 0.5
-    affine: Annotated[
-        bool, Field(description="Project around the retain mean instead of around zero.")
-    ] = True
-    pooling: Annotated[
-        Pooling, Field(description="Every token of a text, their mean, or the last one.")
-    ] = "tokens"
+    ridge: Annotated[float, Field(gt=0.0, le=1e6, description="`contrast`: smaller spares retain texts more.")] = 0.5
+    affine: Annotated[bool, Field(description="Project around the retain mean instead of around zero.")] = True
+    pooling: Annotated[Pooling, Field(description="Every token of a text, their mean, or the last one.")] = "tokens"
 
 
 def save_subspace(
