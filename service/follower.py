@@ -40,9 +40,12 @@ class SnapshotFollower:
         Changes are heard of from here on: one that comes during the start is taken over by `run`.
         """
         loop = asyncio.get_running_loop()
-        # called in the watcher's thread
-        first = self._watcher.subscribe(lambda snapshot: loop.call_soon_threadsafe(self._changed.set))
-        return await self._take_over(first)
+
+        def heard(snapshot: Snapshot) -> None:
+            # called in the watcher's thread
+            loop.call_soon_threadsafe(self._changed.set)
+
+        return await self._take_over(self._watcher.subscribe(heard))
 
     async def run(self) -> None:
         """Take over every later snapshot, one after the other; of several at once only the last."""
