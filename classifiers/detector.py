@@ -153,8 +153,10 @@ class Detector:
             self.counters.failures += 1
             return Verdict(unknown=True, reason="not_built")
         # a detector that fails in any way has no verdict: letting the error through would be an open door
-        except Exception:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001
             self.counters.failures += 1
+            # the text of an error may hold the prompt
+            log.warning("verdict_failed", tenant=tenant.index, error=type(error).__name__)
             return Verdict(unknown=True, reason="error")
 
     def can_compare(self, tenant: Tenant) -> bool:

@@ -12,6 +12,7 @@ import base64
 import binascii
 import codecs
 import re
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ MIN_PART = 4
 MAX_RUNS = 64
 # names of one automaton
 _TARGETS_AT_ONCE = 4096
+# names read between two pauses of a large list
+_TARGETS_BEFORE_PAUSE = 256
+_PAUSE_S = 0.0005
 _NO_BREAKS: frozenset[int] = frozenset()
 _RUN = re.compile(r"[A-Za-z0-9+/_-]{12,}={0,2}")
 _INVISIBLE = ("Cf", "Mn", "Me")
@@ -90,12 +94,15 @@ class _Names:
     def __init__(self, targets: Sequence[Target], numbers: range) -> None:
         terms: dict[str, list[_Term]] = {}
         for number in numbers:
+            if number % _TARGETS_BEFORE_PAUSE == _TARGETS_BEFORE_PAUSE - 1:
+                # where this runs beside an event loop, the loop gets the interpreter
+                time.sleep(_PAUSE_S)
             target = targets[number]
             for alias in (target.name, *target.aliases):
                 for strong, term in _alias_terms(number, alias):
                     _add(terms, strong, term)
-            for part in name_parts(target.name):
-                _add(terms, strong_form(part), _Term(number, 0, _NO_BREAKS, partial=True))
+            for part in map(strong_form, name_parts(target.name)):
+                _add(terms, part, _Term(number, len(part), _NO_BREAKS, partial=True))
         self._terms = tuple(map(tuple, terms.values()))
         self._automaton = ahocorasick.Automaton()
         for slot, strong in enumerate(terms):
@@ -127,8 +134,7 @@ def _alias_terms(number: int, alias: str) -> Iterator[tuple[str, _Term]]:
 
 def _add(terms: dict[str, list[_Term]], strong: str, term: _Term) -> None:
     if len(strong) >= MIN_ALIAS:
-        own = terms.setdefault(strong, [])
-        own.append(_Term(term.target, len(strong), term.breaks, term.disguise, term.partial))
+        terms.setdefault(strong, []).append(term)
 
 
 def name_parts(name: str) -> tuple[str, ...]:

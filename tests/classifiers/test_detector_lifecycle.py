@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from guard.classifiers.encoder import Encoder
 from guard.policy import Target
@@ -29,7 +30,7 @@ class BrokenEncoder(Encoder):
         """Vectors, or the failure when armed."""
         vectors = super().encode(texts, store=store)
         if self.armed and self.failure == "raises":
-            raise RuntimeError("device lost")
+            raise RuntimeError(f"device lost at {texts}")
         if self.armed and self.failure == "sleeps":
             time.sleep(1.0)
         if self.armed and self.failure == "nan":
@@ -55,7 +56,10 @@ def test_a_failing_encoder_gives_an_unknown_verdict(failure: str) -> None:
     broken.run(broken.detector.built(who))
     encoder.armed = True
     start = time.monotonic()
-    assert broken.detect(who, "A prompt without any name in it") == UNKNOWN
+    with capture_logs() as logs:
+        verdict = broken.detect(who, "A prompt without any name in it")
+    assert verdict == UNKNOWN and verdict.reason == ("timeout" if failure == "sleeps" else "error")
+    assert "without any name" not in str(logs)
     assert time.monotonic() - start < 0.9
     broken.close()
 
