@@ -42,6 +42,7 @@ SECTIONS = {
         "python bench/concepts.py --methods sae --seed 1 --development-others 60 --allowed-loss 0.005",
     ),
     "safree": ("SAFREE on prompt embeddings", "python bench/safree.py"),
+    "scale": ("Ten thousand stored tenants, a thousand active ones", "python bench/scale.py"),
 }
 # of files with every single observation, only these parts are printed
 PRINTED = {
@@ -61,9 +62,18 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, str(value))]
 
 
+def answers(rows: list[dict[str, str]]) -> str:
+    """A table of questions with what was measured, the bar and whether it was met."""
+    columns = ("question", "measured", "unit", "bar", "verdict")
+    lines = [columns, ("---",) * len(columns), *(tuple(row[column] for column in columns) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
 def section(name: str, title: str, command: str) -> str:
-    """One Markdown section with a table of every figure in the file."""
+    """One Markdown section with a table of every figure in the file, or of the answers that it holds."""
     report = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    if "rows" in report:
+        return f"## {title}\n\nFrom `{command}` on {report['machine']}.\n\n{answers(report['rows'])}"
     if name in PRINTED:
         report = {key: report[key] for key in PRINTED[name] if key in report}
     rows = "\n".join(f"| {key} | {value} |" for key, value in flatten(report))
