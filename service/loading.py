@@ -50,10 +50,7 @@ def load_fitted(settings: Settings, model: str) -> FittedCorruption | None:
     candidates = [settings.fitted] if settings.fitted else usual
     for path in candidates:
         if path.exists() or settings.fitted is not None:
-            fitted = load_eco(path, model_fingerprint=model_fingerprint(folder))
-            log.info("fitted_strength", rho=fitted.rho, scope=fitted.scope, pack=fitted.pack[:16])
-            return fitted
-    log.warning("no_fitted_strength", hint="run `guard fit eco` for this model; policies without rho use a default")
+            return load_eco(path, model_fingerprint=model_fingerprint(folder))
     return None
 
 

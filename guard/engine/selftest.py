@@ -22,6 +22,7 @@ from guard import __version__
 from guard.classifiers.automaton import Automaton
 from guard.classifiers.vocabulary import Vocabulary
 from guard.engine.loading import make_resident
+from guard.engine.log_filter import SELF_TEST
 from guard.engine.selftest_edits import check_edits
 from guard.errors import EngineMismatchError
 from guard.plan import Constraint, Corruption, EditLane, Plan
@@ -136,7 +137,7 @@ async def _generate(
     tokens: list[int] = []
     finish: str | None = None
     try:
-        async for output in engine_client.generate(prompt, params, request_id=f"guard-selftest-{uuid.uuid4().hex}"):
+        async for output in engine_client.generate(prompt, params, request_id=f"{SELF_TEST}{uuid.uuid4().hex}"):
             tokens = [int(token) for token in output.outputs[0].token_ids]
             finish = output.outputs[0].finish_reason
     except Exception as error:  # noqa: BLE001 - vLLM reports a refused request by different exceptions

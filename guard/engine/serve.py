@@ -5,6 +5,7 @@ Flags that the guard needs are forced; flags that would open a way round it are 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -44,12 +45,17 @@ def build_arguments(
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from guard.engine import compat
+    from guard.engine import cache_size, compat
 
-    parser: Any = FlexibleArgumentParser(
-        prog="guard serve", description="Serve a model behind the guard."
+    parser: Any = make_arg_parser(
+        FlexibleArgumentParser(prog="guard serve", description="Serve a model behind the guard.")
     )
-    args: Namespace = make_arg_parser(parser).parse_args([model, *extra])
+    # None tells "not given" from the same value given
+    usual = parser.get_default("gpu_memory_utilization")
+    parser.set_defaults(gpu_memory_utilization=None)
+    args: Namespace = parser.parse_args([model, *extra])
+    args.choose_cache = not cache_size.sized_by_user(args)
+    args.gpu_memory_utilization = usual if args.gpu_memory_utilization is None else args.gpu_memory_utilization
     compat.check_arguments(args)
     args.shutdown_timeout = args.shutdown_timeout or drain_timeout_s
     for name, value in compat.forced_arguments(args, edits).items():
@@ -82,23 +88,35 @@ def bind(args: Namespace) -> tuple[str, socket.socket]:
     return address, sock
 
 
-async def run(args: Namespace, sock: socket.socket, address: str, start: Start) -> None:
+async def run(
+    args: Namespace, sock: socket.socket, start: Start, serving: Callable[[], None], failures: Path | None = None,
+) -> None:
     """Start the engine, let `start` make (client, install) from it, and serve until a signal.
 
-    `start(engine)` returns the wrapped client and a function that puts the guard in front of the application.
+    `start(engine)` returns the wrapped client and a function that puts the guard in front of the application;
+    `serving` is called once the server answers. `failures` is where a failing start leaves its errors.
     """
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.launcher import serve_http
 
-    async with build_async_engine_client(args) as engine:
+    from guard.engine.cache_size import SizedEngineArgs
+    from guard.engine.lifetime import tie_processes
+    from guard.engine.log_filter import filter_server_log
+
+    tie_processes(failures)
+    engine_args = SizedEngineArgs.from_cli_args(args)
+    engine_args.choose_cache = args.choose_cache
+    async with build_async_engine_client_from_engine_args(engine_args) as engine:
+        filter_server_log()
         client, install = await start(engine)
         tasks = await client.get_supported_tasks()
         if "generate" not in tasks:
             raise ConfigurationError("the guard serves models that generate text; this model does not")
         app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
+        announcement = asyncio.create_task(_announce(app.state, serving))
         ended = await serve_http(
             install(app), sock=sock, enable_ssl_refresh=args.enable_ssl_refresh, host=args.host, port=args.port,
             log_level=args.uvicorn_log_level, access_log=False, ssl_keyfile=args.ssl_keyfile,
@@ -106,7 +124,15 @@ async def run(args: Namespace, sock: socket.socket, address: str, start: Start) 
             ssl_ciphers=args.ssl_ciphers, h11_max_incomplete_event_size=64 * 1024, h11_max_header_count=64,
             http="h11",
         )
+        announcement.cancel()
     try:
         await ended
     finally:
         sock.close()
+
+
+async def _announce(state: Any, serving: Callable[[], None]) -> None:
+    # vLLM puts its HTTP server there, and has no hook for the moment from which it answers
+    while not getattr(getattr(state, "server", None), "started", False):
+        await asyncio.sleep(0.05)
+    serving()
