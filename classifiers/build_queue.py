@@ -23,6 +23,7 @@ Work = Generator[None, None, Result]
 _TURN_S = 0.02
 _LONG_S = 0.5
 _TURNS_PER_LONG = 4
+_JOIN_S = 10.0
 
 
 @dataclass(eq=False, slots=True)
@@ -68,7 +69,7 @@ class BuildQueue:
                 self._put(job)
 
     def close(self) -> None:
-        """Drop what waits and end the thread at its next pause."""
+        """Drop what waits and end the thread, which stops at its next pause."""
         with self._condition:
             self._closed = True
             for jobs in (self._urgent, self._ordinary, self._long):
@@ -76,6 +77,9 @@ class BuildQueue:
                     job.future.cancel()
                 jobs.clear()
             self._condition.notify_all()
+        if self._thread is not None:
+            # a thread that still computes would end the process with an error
+            self._thread.join(_JOIN_S)
 
     def _put(self, job: Job[Any], *, first: bool = False) -> None:
         queue = self._urgent if job.urgent else self._ordinary

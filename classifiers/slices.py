@@ -12,8 +12,8 @@ from guard.classifiers.encoder import Encoder
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 _MOST_TEXTS = 32
-# a slice takes some 20 ms of one core; every text costs about as much as so many characters before it is read
-_MOST_CHARACTERS = 320
+# a slice takes 20 to 40 ms of one core; every text costs about as much as so many characters before it is read
+_MOST_CHARACTERS = 480
 _CHARACTERS_PER_TEXT = 16
 
 
