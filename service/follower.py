@@ -26,8 +26,8 @@ class SnapshotFollower:
     """One per server, on its event loop. `warm_tenants` is how many tenants are made ready ahead at a time."""
 
     def __init__(
-        self, watcher: SnapshotWatcher, lists: CompiledLists, residency: Residency, detector: Detector, metrics: Metrics,
-        warm_tenants: int,
+        self, watcher: SnapshotWatcher, lists: CompiledLists, residency: Residency, detector: Detector,
+        metrics: Metrics, warm_tenants: int,
     ) -> None:
         self._watcher, self._lists, self._residency, self._detector = watcher, lists, residency, detector
         self._metrics, self._warm_tenants = metrics, warm_tenants

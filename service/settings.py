@@ -16,8 +16,6 @@ from guard.errors import ConfigurationError
 
 PREFIX = "GUARD_"
 NO_ENCODER = "none"
-# set by the server itself for its own processes, or read by single modules
-RESERVED = frozenset({"GUARD_TICKET_KEY"})
 
 
 class Settings(BaseModel):

@@ -69,11 +69,6 @@ def find_tenant(key: str, hashes: Mapping[str, str], pepper: bytes) -> str | Non
     return hashes.get(hash_key(key, pepper))
 
 
-def same_secret(left: str, right: str) -> bool:
-    """Compare two secrets in time that does not depend on where they differ."""
-    return hmac.compare_digest(left.encode(errors="replace"), right.encode(errors="replace"))
-
-
 def load_pepper(home: Path, *, create: bool = True) -> bytes:
     """Read the pepper of `home` (32 bytes, hex, mode 0600), making folder and file the first time when `create`.
 

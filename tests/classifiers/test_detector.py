@@ -95,6 +95,8 @@ def test_mode_always_flags_all_targets_and_never_none(bench: Bench) -> None:
 
 def test_a_switched_off_part_does_not_flag(bench: Bench) -> None:
     assert not bench.detect(tenant(HINA, semantic=False, head=False), NAMELESS).flagged
+    by_name = bench.detect(tenant(HINA), "Who is Hina Ameen?")
+    assert [hit.part for hit in by_name.hits] == ["lexical"]
     assert all(hit.part != "lexical" for hit in bench.detect(tenant(HINA, lexical=False), "Who is Hina Ameen?").hits)
 
 

@@ -6,14 +6,15 @@ import base64
 import codecs
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guard.classifiers.lexical import LexicalMatcher, decoded_runs, merge_spans
 from guard.policy import Target
 
 HINA = LexicalMatcher([Target(name="Hina Ameen", aliases=("H. A. Bukhari",))])
-SHORT = LexicalMatcher([Target(name="Ann"), Target(name="Thera"), Target(name="Bo Li")])
+SHORT_NAMES = ("Ann", "Thera", "Bo Li")
+SHORT = LexicalMatcher([Target(name=name) for name in SHORT_NAMES])
 
 DISGUISES = [
     "hina ameen",
@@ -99,10 +100,13 @@ def test_a_name_set_off_by_spaces_is_found_in_any_text(before: str, after: str) 
     assert any(left <= start and start + 10 <= right for left, right in HINA.match(text)[0])
 
 
-@given(st.text())
+@given(st.lists(st.one_of(st.text(), st.sampled_from(SHORT_NAMES)), max_size=6).map(" ".join))
+@example(" ".join(SHORT_NAMES))
 def test_spans_lie_inside_the_text(text: str) -> None:
-    for spans in SHORT.match(text).values():
-        assert all(0 <= start < end <= len(text) for start, end in spans)
+    found = SHORT.match(text)
+    assert {number for number, name in enumerate(SHORT_NAMES) if f" {name} " in f" {text} "} <= set(found)
+    for spans in found.values():
+        assert spans and all(0 <= start < end <= len(text) for start, end in spans)
 
 
 def test_undecodable_runs_are_left_alone() -> None:
