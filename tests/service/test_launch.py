@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from guard.policy import OutputPolicy, Policy, Snapshot, Target, TenantSpec, ten
 from guard.service.launch import check_encoder, resolve_model
 from guard.service.loading import load_edit_settings
 from guard.service.settings import Settings, load_settings
-from tests.conftest import COMMAND, ROOT, guard_environment
+from tests.conftest import COMMAND, ROOT, free_port, guard_environment
 
 
 def serve(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -69,6 +71,37 @@ def test_a_port_in_use(model: str, tmp_path: Path) -> None:
     assert result.returncode == 2
     assert f"port {port}" in last_line(result) and "in use" in last_line(result)
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_a_cache_that_does_not_fit_is_refused_before_the_engine_starts(tmp_path: Path) -> None:
+    flags = ["--port", str(free_port())]
+    result = serve(tmp_path, "demo", *flags, VLLM_CPU_KVCACHE_SPACE="4096", GUARD_ENCODER="none")
+    assert result.returncode == 2
+    assert "not enough memory for the cache: 4096.00 GiB" in last_line(result)
+    assert "VLLM_CPU_KVCACHE_SPACE" in last_line(result)
+    assert "Traceback" not in result.stderr and "EngineCore" not in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_a_start_that_fails_in_a_worker_ends_in_one_line_and_keeps_the_trace(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(resolve_model("demo").path, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # twice the width: the weights do not fit
+    config["hidden_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shutil.rmtree(folder / "eco")
+    result = serve(tmp_path, str(folder), "--port", str(free_port()), GUARD_ENCODER="none")
+    assert result.returncode == 2
+    assert last_line(result).startswith("guard: error: the server did not start: ")
+    assert "Traceback" not in result.stdout + result.stderr
+    traces = (tmp_path / "start_failure.log").read_text(encoding="utf-8")
+    assert "load_model" in traces
+    assert str(tmp_path / "start_failure.log") in last_line(result)
+    assert list(tmp_path.glob(".start_failures.*")) == []
 
 
 @pytest.mark.parametrize(
