@@ -270,6 +270,10 @@ async def main() -> None:
     guarded, ngram = kind == "guarded", "--ngram" in sys.argv
     if guarded:
         create_key()
+    from guard.engine.lifetime import tie_processes
+
+    # a scenario that is killed must not leave an engine behind that polls a core
+    tie_processes()
     from vllm.v1.engine.async_llm import AsyncLLM
 
     client = AsyncLLM.from_engine_args(engine_arguments(model, guarded, runner, ngram))
