@@ -2,15 +2,15 @@
 
     python bench/scale.py
 
-Two servers of the bundled model, one after the other: one with 3 stored tenants, one with 10,000, each of 10 targets
-(a name and a forbidden string each, no two tenants alike). Everything is asked over HTTP and read from the processes
-and from `/metrics`. `--sections` runs some of it, `--tenants 200` is a small trial; what is not run keeps its earlier
-result in the output file. The sections:
+Two servers, one after the other: one with 3 stored tenants, one with 10,000, each of 10 targets (a name and a forbidden
+string each, no two tenants alike). They serve the bundled model, which ends an answer only at `max_tokens` here, so
+that a batch can fill. Everything is asked over HTTP and read from the processes and from `/metrics`. `--sections` runs
+some of it, `--tenants 200` is a small trial; what is not run keeps its earlier result in the output file. The sections:
 
 start   seconds of `guard apply` and until the server is ready, resident memory, with 3 and with all tenants
 first   time to the first token of tenants that were not asked before, of the same when warm, and of one without a list
 active  one flagged request to each of 1,000 tenants; memory afterwards
-batch   flagged requests of 300 tenants at once
+batch   flagged requests of 300 tenants in one batch of the engine
 change  latency of other tenants while 100 lists change: one by one, and in one `guard apply`, beside one without change
 large   a tenant with 100,000 forbidden strings: until it is answered, and the latency of others meanwhile
 """
@@ -34,7 +34,7 @@ from typing import Any
 import scale_load as load
 import scale_sections as sections
 from scale_sections import Sizes
-from scale_server import Server, guard, serving
+from scale_server import Server, endless_model, guard, serving
 from scale_table import rows
 from scale_tenants import PLAIN, make_keys, tenant_name, write_tenants
 
@@ -58,8 +58,8 @@ def stored(folder: Path, count: int, sizes: Sizes) -> Iterator[tuple[Server, dic
     apply_s = guard(home, "apply", file, "--json")
     unchanged_s = guard(home, "apply", file, "--json")
     say(f"applied in {apply_s:.1f} s, again in {unchanged_s:.1f} s; starting the server")
-    flags = ["--max-model-len", "512", "--max-num-seqs", str(max(64, sizes.batch + 20))]
-    with serving(home, flags, folder / f"server-{count}.log") as server:
+    flags = ["--max-model-len", "512", "--max-num-seqs", str(max(64, sections.asked_at_once(sizes.batch) + 10))]
+    with serving(endless_model(folder), home, flags, folder / f"server-{count}.log") as server:
         say(f"ready after {server.start_s:.1f} s")
         time.sleep(SETTLE_S)
         yield server, {
@@ -132,7 +132,7 @@ def main() -> None:
     # a small trial asks no tenant twice for the same purpose either
     active = min(given.active, given.tenants - given.samples)
     sizes = Sizes(
-        given.tenants, active, min(given.batch, active), min(given.changes, active // 2), given.strings,
+        given.tenants, active, min(given.batch, 4 * active // 5), min(given.changes, active // 2), given.strings,
         min(given.samples, given.tenants // 4), given.rate, given.seconds, given.rounds,
     )
     # also when it is ended by another program, the servers are

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import httpx
@@ -27,9 +28,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: HTTP status, 0 without one; seconds to the first token and to the end."""
+    """What came back: HTTP status, 0 without one; when it was asked; seconds to the first token and to the end."""
 
     status: int
+    asked_s: float
     first_s: float
     whole_s: float
 
@@ -67,7 +69,7 @@ async def ask(http: httpx.AsyncClient, question: Question, max_tokens: int = 8) 
     except httpx.HTTPError:
         status = 0
     whole_s = time.perf_counter() - began_s
-    return Answer(status, first_s or whole_s, whole_s)
+    return Answer(status, began_s, first_s or whole_s, whole_s)
 
 
 async def ask_all(
@@ -108,6 +110,13 @@ def quantile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least `share` of all do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def most_at_once(answers: Sequence[Answer]) -> int:
+    """How many answers were being written at the same time, at most: between their first token and their end."""
+    changes = [(answer.asked_s + answer.first_s, 1) for answer in answers]
+    changes += [(answer.asked_s + answer.whole_s, -1) for answer in answers]
+    return max(accumulate(change for _, change in sorted(changes)), default=0)
 
 
 def statuses(answers: Sequence[Answer]) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,11 +68,27 @@ def guard(home: Path, *arguments: str | Path) -> float:
     return time.perf_counter() - began_s
 
 
+def endless_model(folder: Path) -> Path:
+    """A copy of the bundled model whose answers do not end by themselves: its own are over before a batch has filled.
+
+    Only the number of the token that ends an answer differs; it becomes the padding token's.
+    """
+    model = folder / "model"
+    if not model.exists():
+        shutil.copytree(DEMO / "model", model)
+        for name, changes in (
+            ("generation_config.json", {"eos_token_id": 0}), ("tokenizer_config.json", {"eos_token": "<|pad|>"}),
+        ):
+            content = json.loads((model / name).read_text(encoding="utf-8"))
+            (model / name).write_text(json.dumps(content | changes), encoding="utf-8")
+    return model
+
+
 @contextmanager
-def serving(home: Path, flags: list[str], log: Path) -> Iterator[Server]:
-    """Serve the bundled model with the tenants of `home` until the block ends, however it ends."""
+def serving(model: Path, home: Path, flags: list[str], log: Path) -> Iterator[Server]:
+    """Serve `model` with the tenants of `home` until the block ends, however it ends."""
     port = free_port()
-    command = [*COMMAND, "serve", str(DEMO / "model"), "--served-model-name", MODEL, "--host", "127.0.0.1",
+    command = [*COMMAND, "serve", str(model), "--served-model-name", MODEL, "--host", "127.0.0.1",
                "--port", str(port), *flags]
     began_s = time.perf_counter()
     with log.open("wb") as sink:

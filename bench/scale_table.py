@@ -51,10 +51,11 @@ def _active(found: dict[str, Any]) -> Iterator[Row]:
 
 
 def _batch(found: dict[str, Any]) -> Iterator[Row]:
-    title = f"{found['requests']} tenants in one batch"
-    yield _row(f"{title}, most of them running at once", found["most_running_at_once"], "requests")
+    title = f"{found['tenants']} tenants asked at once"
+    bar = found["sizes"]["batch"]
+    yield _row(f"{title}, most of them in one batch", found["most_running_at_once"], "requests", bar, least=True)
     yield _row(f"{title}, refused or failed", _failed(found), "requests", 0)
-    yield _row(f"{title}, unguarded", _missed(found, found["requests"]), "requests", 0)
+    yield _row(f"{title}, unguarded", _missed(found, found["tenants"]), "requests", 0)
     gap = abs(found["corrupted_tokens_expected"] - found["corrupted_tokens_counted"])
     yield _row(f"{title}, prompt tokens that should have been corrupted and were not", gap, "tokens", 0)
     yield _row(f"{title}, all answered", found["seconds"], "s")
@@ -91,8 +92,10 @@ def _missed(found: dict[str, Any], asked: int) -> int:
     return int(found["unguarded"] + max(0, asked - found["flagged"]))
 
 
-def _row(question: str, value: float, unit: str, bar: float | None = None) -> Row:
-    verdict = "" if bar is None else "met" if value <= bar else "missed"
-    shown = f"{value:,}" if isinstance(value, int) else f"{value:g}"
-    return {"question": question, "measured": shown, "unit": unit,
-            "bar": "" if bar is None else f"at most {bar:g}", "verdict": verdict}
+def _row(question: str, value: float, unit: str, bar: float | None = None, *, least: bool = False) -> Row:
+    """`bar` is the largest good value, or the smallest with `least`."""
+    row = {"question": question, "measured": f"{value:,}", "unit": unit, "bar": "", "verdict": ""}
+    if bar is not None:
+        row["bar"] = f"at {'least' if least else 'most'} {bar:,}"
+        row["verdict"] = "met" if (value >= bar if least else value <= bar) else "missed"
+    return row
