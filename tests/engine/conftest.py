@@ -94,3 +94,44 @@ def _finish(command: list[str], log: Path, environment: dict[str, str]) -> str |
         except GaveUpError as error:
             return str(error)
     return None
+
+
+@pytest.fixture(scope="session")
+def masking(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A logits processor that is connected to constraint slots; see `tests.engine.masking.Masking`."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from tests.engine.masking import Masking
+
+    return Masking(tmp_path_factory.mktemp("masking"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(masking: Any) -> Any:
+    """The tokenizer of that processor."""
+    return masking.tokenizer
+
+
+@pytest.fixture(scope="session")
+def processor(masking: Any) -> Any:
+    """That processor."""
+    return masking.processor
+
+
+@pytest.fixture(scope="session")
+def slots(masking: Any) -> Any:
+    """Its constraint slots."""
+    return masking.slots
+
+
+@pytest.fixture(scope="session")
+def automaton(masking: Any) -> Any:
+    """Its resident automaton."""
+    return masking.automaton
+
+
+@pytest.fixture
+def empty_batch(masking: Any) -> None:
+    """No request is in the batch."""
+    from tests.engine.masking import update
+
+    masking.processor.update_state(update(removed=sorted(masking.processor.rows)))

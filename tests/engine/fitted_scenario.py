@@ -13,7 +13,7 @@ from edit_cases import lane
 from harness import Engine
 
 from guard.demo.corpus import author_rows
-from guard.engine.selftest_edits import make_resident
+from guard.engine.loading import make_resident
 from guard.fit.hooks import edits
 from guard.fit.linear_act import run_fit_linear_act
 from guard.fit.steer import run_fit_steer
@@ -50,7 +50,7 @@ async def fitted(engine: Engine, model: Path) -> dict[str, Any]:
         }
         paths = {"steer": folder / "1" / "steer", "linear-act": folder / "2" / "linear-act"}
         for method, pack in packs.items():
-            await make_resident(engine.client, paths[method], pack.content_hash)
+            await make_resident(engine.client, "edit", paths[method], pack.content_hash)
             seen = await engine.ask(ids, plan(len(ids), edits=(lane(pack),)), max_tokens=1)
             with torch.inference_mode(), edits(reference, edit_rows(pack)):
                 expected = reference(torch.tensor([ids])).logits[0, -1].log_softmax(-1)

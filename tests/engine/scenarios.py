@@ -35,6 +35,7 @@ from cases import (
 from fitted_scenario import fitted
 from harness import Engine, ForbiddenWords, FrozenCounters, drafted_tokens, engine_arguments, moved, preemptions
 
+from guard.engine.lifetime import tie_processes
 from guard.errors import EngineMismatchError
 from guard.packs.fingerprint import model_fingerprint
 from guard.plan import Constraint, EditLane, Plan
@@ -270,8 +271,6 @@ async def main() -> None:
     guarded, ngram = kind == "guarded", "--ngram" in sys.argv
     if guarded:
         create_key()
-    from guard.engine.lifetime import tie_processes
-
     # a scenario that is killed must not leave an engine behind that polls a core
     tie_processes()
     from vllm.v1.engine.async_llm import AsyncLLM

@@ -3,117 +3,24 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from guard.classifiers.automaton import Automaton
-from guard.demo.corpus import training_examples
-from guard.demo.train import train_tokenizer
-from guard.engine.constraints import ConstraintSlots
-from guard.errors import PackError
-from guard.plan import Constraint, Plan
-from guard.ticket import create_key, read_key, sign
 
 pytest.importorskip("vllm")
 
-from vllm.config import ModelConfig, VllmConfig  # noqa: E402
-from vllm.sampling_params import SamplingParams  # noqa: E402
-from vllm.v1.sample.logits_processor.interface import (  # noqa: E402
-    AddedRequest,
-    BatchUpdate,
-    MoveDirectionality,
-    MovedRequest,
-)
+from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
-from guard.engine.logits import GuardLogitsProcessor  # noqa: E402
-from guard.engine.tickets import VerifiedTickets  # noqa: E402
+from guard.engine.constraints import ConstraintSlots
+from guard.engine.logits import GuardLogitsProcessor
+from tests.engine.masking import NEGATIVE_INFINITY, PROMPT, Masking, guarded, masked, update
 
-PATTERNS = ["Jaime Vasquez", "Hina Ameen", "Shale Stories"]
-PROMPT = [3, 17, 42, 4]
-NEGATIVE_INFINITY = float("-inf")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer(training_examples("full"))
-
-
-@pytest.fixture(scope="module")
-def config(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> VllmConfig:
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer.save_pretrained(folder)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=256,
-    )
-    LlamaForCausalLM(shape).save_pretrained(folder)
-    return VllmConfig(model_config=ModelConfig(model=str(folder), dtype="float32"))
-
-
-@pytest.fixture(scope="module")
-def processor(config: VllmConfig) -> GuardLogitsProcessor:
-    create_key()
-    return GuardLogitsProcessor(config, torch.device("cpu"), False)
-
-
-@pytest.fixture(scope="module")
-def slots(processor: GuardLogitsProcessor) -> ConstraintSlots:
-    return processor.connect(VerifiedTickets(read_key()), 8, None)
-
-
-@pytest.fixture(scope="module")
-def automaton(
-    processor: GuardLogitsProcessor, slots: ConstraintSlots, tmp_path_factory: pytest.TempPathFactory
-) -> Automaton:
-    automaton = Automaton.compile(PATTERNS, processor.vocabulary)
-    load(slots, automaton, tmp_path_factory.mktemp("constraint"))
-    return automaton
-
-
-@pytest.fixture(autouse=True)
-def empty_batch(processor: GuardLogitsProcessor, slots: ConstraintSlots) -> None:
-    processor.update_state(update(removed=sorted(processor.rows)))
-
-
-def load(slots: ConstraintSlots, automaton: Automaton, folder: Path) -> int:
-    path = folder / f"{automaton.digest}.safetensors"
-    automaton.save(path)
-    slots.stage(path, automaton.digest)
-    wait(slots, automaton.digest)
-    return slots.commit(automaton.digest)
-
-
-def wait(slots: ConstraintSlots, digest: str) -> None:
-    deadline_s = time.monotonic() + 30
-    while slots.staged(digest) == "loading" and time.monotonic() < deadline_s:
-        time.sleep(0.001)
-
-
-def guarded(automaton: Automaton | None, exempt: tuple[int, ...] = (), start: int = len(PROMPT)) -> SamplingParams:
-    constraint = None if automaton is None else Constraint(digest=automaton.digest, start=start, exempt=exempt)
-    plan = Plan(tenant_index=0, policy_version="v", prompt_length=len(PROMPT), constraint=constraint)
-    ticket = sign(plan, "salt", PROMPT, read_key(), now_s=time.time())
-    return SamplingParams(extra_args={"guard": ticket})
-
-
-def update(
-    added: Sequence[AddedRequest] = (), removed: Sequence[int] = (), moved: Sequence[MovedRequest] = (), size: int = 8
-) -> BatchUpdate:
-    return BatchUpdate(batch_size=size, removed=removed, added=added, moved=moved)
-
-
-def masked(processor: GuardLogitsProcessor, rows: int = 1) -> list[set[int]]:
-    logits = torch.zeros(rows, processor.vocabulary.size)
-    processor.apply(logits)
-    return [set(torch.nonzero(row == NEGATIVE_INFINITY).flatten().tolist()) for row in logits]
+pytestmark = pytest.mark.usefixtures("empty_batch")
 
 
 def oracle(tokenizer: PreTrainedTokenizerFast, automaton: Automaton, outputs: list[int]) -> set[int]:
@@ -171,8 +78,8 @@ def test_without_a_valid_ticket_only_the_end_token_is_left(processor: GuardLogit
     assert masked(processor) == [everything - set(processor.vocabulary.eos_ids)]
 
 
-def test_before_the_processor_is_connected_nothing_may_be_said(config: VllmConfig) -> None:
-    fresh = GuardLogitsProcessor(config, torch.device("cpu"), False)
+def test_before_the_processor_is_connected_nothing_may_be_said(masking: Masking) -> None:
+    fresh = GuardLogitsProcessor(masking.config, torch.device("cpu"), False)
     fresh.update_state(update([(0, guarded(None), PROMPT, [])]))
     assert len(masked(fresh)[0]) == fresh.vocabulary.size - 1
 
@@ -271,56 +178,6 @@ def test_random_batch_changes_never_mask_for_a_neighbour(
         assert masked(processor, rows=6) == want
 
 
-def test_a_released_automaton_stays_until_the_last_request_has_left(
-    processor: GuardLogitsProcessor, slots: ConstraintSlots, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    automaton = Automaton.compile(["Jaime"], processor.vocabulary)
-    slot = load(slots, automaton, tmp_path)
-    outputs = tokenizer("It was J")["input_ids"]
-    processor.update_state(update([(0, guarded(automaton), PROMPT, outputs), (1, guarded(automaton), PROMPT, [])]))
-    before = masked(processor)
-    slots.release(automaton.digest)
-    assert masked(processor) == before and before[0]
-    processor.update_state(update(removed=[1]))
-    assert slots.slot_of(automaton.digest) == slot
-    # a row that another one overwrites leaves as well
-    processor.update_state(update([(0, guarded(None), PROMPT, [])]))
-    assert slots.slot_of(automaton.digest) is None
-
-
-def test_a_row_that_a_move_overwrites_gives_its_automaton_back(
-    processor: GuardLogitsProcessor, slots: ConstraintSlots, tmp_path: Path
-) -> None:
-    automaton = Automaton.compile(["Shale"], processor.vocabulary)
-    load(slots, automaton, tmp_path)
-    processor.update_state(update([(0, guarded(None), PROMPT, []), (1, guarded(automaton), PROMPT, [])]))
-    slots.release(automaton.digest)
-    processor.update_state(update(moved=[(0, 1, MoveDirectionality.SWAP)]))
-    assert slots.slot_of(automaton.digest) is not None
-    processor.update_state(update(moved=[(1, 0, MoveDirectionality.UNIDIRECTIONAL)]))
-    assert slots.slot_of(automaton.digest) is None
-
-
-def test_a_damaged_file_is_refused_and_can_be_staged_again(
-    slots: ConstraintSlots, processor: GuardLogitsProcessor, tmp_path: Path
-) -> None:
-    automaton = Automaton.compile(["Granite"], processor.vocabulary)
-    path = tmp_path / "list.safetensors"
-    automaton.save(path)
-    whole = path.read_bytes()
-    data = bytearray(whole)
-    data[-1] ^= 1
-    path.write_bytes(data)
-    slots.stage(path, automaton.digest)
-    with pytest.raises(PackError):
-        wait(slots, automaton.digest)
-    path.write_bytes(whole)
-    slots.stage(path, automaton.digest)
-    wait(slots, automaton.digest)
-    assert slots.commit(automaton.digest) > 0
-    slots.release(automaton.digest)
-
-
 def test_masked_tokens_are_counted_by_slot(
     processor: GuardLogitsProcessor, slots: ConstraintSlots, automaton: Automaton, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -329,34 +186,3 @@ def test_masked_tokens_are_counted_by_slot(
     processor.update_state(update([(0, guarded(automaton), PROMPT, tokenizer("Jaime Vas")["input_ids"])]))
     count = len(masked(processor)[0])
     assert slots.counters()[key] == before + count > before
-
-
-def test_on_the_v2_runner_an_ended_request_gives_its_automaton_back_at_once(
-    config: VllmConfig, tmp_path: Path
-) -> None:
-    state = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=4)
-    device = GuardLogitsProcessor(config, state)
-    slots = device.connect(VerifiedTickets(read_key()), 3, None)
-    automaton = Automaton.compile(["Jaime"], device.vocabulary)
-    load(slots, automaton, tmp_path)
-    assert device.add_request(2, guarded(automaton))
-    slots.release(automaton.digest)
-    assert slots.slot_of(automaton.digest) is not None
-    device.remove_request(2)
-    assert slots.slot_of(automaton.digest) is None
-    assert device.bank is not None and not device.bank.any_guarded(np.array([2]))
-    # the row's next request is not masked for its predecessor
-    assert not device.add_request(2, guarded(None))
-
-
-def test_a_v2_slot_that_is_used_again_without_an_end_keeps_no_reference(config: VllmConfig, tmp_path: Path) -> None:
-    state = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=4)
-    device = GuardLogitsProcessor(config, state)
-    slots = device.connect(VerifiedTickets(read_key()), 3, None)
-    automaton = Automaton.compile(["Jaime"], device.vocabulary)
-    load(slots, automaton, tmp_path)
-    device.add_request(1, guarded(automaton))
-    device.add_request(1, guarded(automaton))
-    slots.release(automaton.digest)
-    device.remove_request(1)
-    assert slots.slot_of(automaton.digest) is None
