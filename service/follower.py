@@ -17,7 +17,7 @@ from guard.metrics import Metrics
 from guard.policy import Snapshot, Tenant
 from guard.service.residency.compiled_lists import CompiledLists
 from guard.service.residency.hold import Residency
-from guard.service.snapshot import SnapshotWatcher
+from guard.service.snapshot import SnapshotWatcher, difference
 
 log = structlog.get_logger("guard.follower")
 
@@ -64,8 +64,8 @@ class SnapshotFollower:
     async def _take_over(self, snapshot: Snapshot) -> list[Tenant]:
         listed = [tenant for tenant in snapshot.tenants.values() if tenant.listed]
         # before the old versions of their lists are forgotten
-        ahead = self._ahead(listed, self._lists.tenants_seen())
-        self._lists.serve_only(listed)
+        ahead = self._ahead(snapshot, listed)
+        self._lists.serve_only(snapshot.tenants)
         self._residency.lists.serve_only(self._lists.needed)
         self._detector.keep_only(listed)
         packs = wanted_packs(snapshot)
@@ -79,12 +79,12 @@ class SnapshotFollower:
             await asyncio.wait(loads)
         return ahead
 
-    def _ahead(self, listed: Iterable[Tenant], in_use: set[str]) -> list[Tenant]:
+    def _ahead(self, snapshot: Snapshot, listed: Iterable[Tenant]) -> list[Tenant]:
         """Who is made ready now: at the start whoever comes first, later who changed and was in use, or is new."""
         if self._taken is None:
             return sorted(listed, key=lambda tenant: tenant.index)[: self._warm_tenants]
-        before = self._taken.tenants
-        changed = [tenant for tenant in listed if not _same(before.get(tenant.name), tenant)]
+        in_use = self._lists.tenants_seen()
+        changed = [tenant for tenant in difference(self._taken, snapshot)[0] if tenant.listed]
         changed.sort(key=lambda tenant: (tenant.name not in in_use, tenant.index))
         return changed[: self._warm_tenants]
 
@@ -111,8 +111,3 @@ def wanted_packs(snapshot: Snapshot) -> list[str]:
     edits = [(edit.when != "always", edit.pack) for tenant in snapshot.tenants.values() for edit in tenant.policy.edits]
     return list(dict.fromkeys(pack for _, pack in sorted(edits)))
 
-
-def _same(before: Tenant | None, after: Tenant) -> bool:
-    return before is not None and (before.policy_version, before.list_version) == (
-        after.policy_version, after.list_version,
-    )

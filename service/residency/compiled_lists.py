@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,10 +107,9 @@ class CompiledLists:
             entry.tenant_index: entry.failure.reason for entry in self._entries.values() if entry.failure is not None
         }
 
-    def serve_only(self, tenants: Iterable[Tenant]) -> None:
-        """Forget the lists that none of `tenants` has. Running requests keep what they hold."""
-        current = {_key(tenant) for tenant in tenants}
-        for key in [known for known in self._entries if known not in current]:
+    def serve_only(self, tenants: Mapping[str, Tenant]) -> None:
+        """Forget the lists that none of `tenants` (by name) has. Running requests keep what they hold."""
+        for key in [known for known in self._entries if not _is_version(tenants.get(known[0]), known[1])]:
             self._unload(self._entries.pop(key))
         left = {entry.digest for entry in self._entries.values()}
         self._known = {digest: known for digest, known in self._known.items() if digest in left}
@@ -172,3 +171,7 @@ class CompiledLists:
 
 def _key(tenant: Tenant) -> Key:
     return tenant.name, tenant.list_version
+
+
+def _is_version(tenant: Tenant | None, list_version: str) -> bool:
+    return tenant is not None and tenant.listed and tenant.list_version == list_version

@@ -162,10 +162,10 @@ async def test_tenants_that_are_gone_leave_nothing(tmp_path: Path, vocabulary: V
     one = lists(tmp_path, vocabulary)
     old, new = owner(3, "Granite Glossary"), owner(3, "Shale Stories")
     digest = (await one.of(old)).digest  # type: ignore[union-attr]
-    one.serve_only([new])
+    one.serve_only({new.name: new})
     assert not one.needed(digest) and one._bytes == 0 and not one._entries
     assert await one.of(new) is not None
-    one.serve_only([])
+    one.serve_only({})
     assert not one._entries and not one._known
 
 

@@ -88,7 +88,7 @@ async def test_lists_that_are_no_longer_served_leave_after_their_last_request(pi
     one = pipeline(FLAGGED)
     old, new = tenant(), tenant(forbid=("Shale Stories",))
     digest = (await one.admit(old)).plan.constraint.digest
-    one.lists.serve_only([new])
+    one.lists.serve_only({new.name: new})
     one.residency.lists.serve_only(one.lists.needed)
     await asyncio.sleep(0.01)
     assert ("guard_release", ("constraint", digest)) not in one.calls
