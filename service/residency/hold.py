@@ -41,8 +41,13 @@ class Hold(AbstractAsyncContextManager["Hold"]):
 
     async def add_list(self, digest: str) -> None:
         """Hold one list more: a constraint that comes on only after a roll-back. Raises ResidencyError."""
-        if digest not in self._lists:
-            await self._residency.lists.acquire((digest,))
+        if digest in self._lists:
+            return
+        await self._residency.lists.acquire((digest,))
+        if digest in self._lists:
+            # another choice of the same request was faster; one reference is given back at the end
+            self._residency.lists.release((digest,))
+        else:
             self._lists = (*self._lists, digest)
 
     async def __aexit__(

@@ -84,6 +84,17 @@ async def test_a_hold_whose_packs_cannot_be_had_keeps_no_list(pipeline: Any) -> 
     assert not one.residency.lists._references and not one.residency.packs._references
 
 
+async def test_two_choices_that_roll_back_at_once_hold_their_list_once(pipeline: Any) -> None:
+    one = pipeline(NOTHING)
+    leave = await one.enter(tenant(), "Who wrote it?")
+    ids = one.ids("Who wrote it?")
+    resumed = await asyncio.gather(leave.resume([*ids, 7]), leave.resume([*ids, 8, 9]))
+    assert [admission.plan.prompt_length for admission in resumed] == [len(ids) + 1, len(ids) + 2]
+    assert all(admission.plan.constraint is not None for admission in resumed)
+    await one.end()
+    assert not one.residency.lists._references
+
+
 async def test_lists_that_are_no_longer_served_leave_after_their_last_request(pipeline: Any) -> None:
     one = pipeline(FLAGGED)
     old, new = tenant(), tenant(forbid=("Shale Stories",))
