@@ -2,7 +2,8 @@
 
 Work is a generator that yields between pieces of some milliseconds and returns its result. Work that a request waits
 for goes before the rest; work that has taken long gives way to both, so that a list of 10^5 strings delays nobody, but
-has every fourth turn, so that it ends.
+has every fourth turn, so that it ends. Turns that nobody waits for give way to requests: the thread rests between them,
+and begins one where no request runs, or after some patience.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -19,10 +20,14 @@ from guard.errors import DetectorError
 
 Result = TypeVar("Result")
 Work = Generator[None, None, Result]
-# time of one turn, and the time after which work counts as long
+# time of one turn that a request waits for (others end with their first piece), and after which work counts as long
 _TURN_S = 0.02
 _LONG_S = 0.5
 _TURNS_PER_LONG = 4
+# rest after a turn that nobody waits for, in units of the turn's time; long work would take too long with the first
+_REST, _REST_OF_LONG = 4.0, 2.0
+# longest wait for a moment without requests before a turn, and between two looks
+_PATIENCE_S, _LOOK_S = 0.2, 0.004
 _JOIN_S = 10.0
 
 
@@ -37,9 +42,11 @@ class Job(Generic[Result]):
 
 
 class BuildQueue:
-    """Starts its thread on first use; `close` ends it."""
+    """Starts its thread on first use; `close` ends it. `busy` says, in that thread, whether a request runs now."""
 
-    def __init__(self) -> None:
+    def __init__(self, busy: Callable[[], bool] = lambda: False) -> None:
+        self.busy = busy
+        self._rest_s = 0.0
         self._condition = threading.Condition()
         self._urgent: deque[Job[Any]] = deque()
         self._ordinary: deque[Job[Any]] = deque()
@@ -94,6 +101,8 @@ class BuildQueue:
     def _next(self) -> Job[Any] | None:
         with self._condition:
             self._condition.wait_for(lambda: self._closed or self._urgent or self._ordinary or self._long)
+            if not self._urgent:
+                self._give_way()
             if self._closed:
                 return None
             self._turns += 1
@@ -102,9 +111,22 @@ class BuildQueue:
                 order.insert(0, self._long)
             return next(queue for queue in order if queue).popleft()
 
+    def _give_way(self) -> None:
+        """Rest, then wait for a moment without requests; at once when the queue is closed or something urgent comes."""
+        if self._condition.wait_for(lambda: self._closed or self._urgent, self._rest_s):
+            return
+        until = time.monotonic() + _PATIENCE_S
+        while self.busy() and time.monotonic() < until:
+            if self._condition.wait_for(lambda: self._closed or self._urgent, _LOOK_S):
+                return
+
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            if _take_turn(job):
+            start = time.monotonic()
+            over = _take_turn(job)
+            rest = _REST if job.spent_s <= _LONG_S else _REST_OF_LONG
+            self._rest_s = 0.0 if job.urgent else rest * (time.monotonic() - start)
+            if over:
                 continue
             with self._condition:
                 if self._closed:
@@ -124,7 +146,7 @@ def _take_turn(job: Job[Any]) -> bool:
         while True:
             next(job.work)
             took = time.monotonic() - start
-            if took >= _TURN_S:
+            if took >= _TURN_S or not job.urgent:
                 job.spent_s += took
                 return False
     except StopIteration as stop:

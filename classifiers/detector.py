@@ -77,6 +77,10 @@ class Detector:
         """What happened since the start, for metrics."""
         return self._workshop.counters
 
+    def give_way_to(self, busy: Callable[[], bool]) -> None:
+        """Build lists that no request waits for where `busy` says that none runs; it is called in another thread."""
+        self._workshop.queue.busy = busy
+
     async def warm(self) -> None:
         """Encode the shipped benign prompts, which all lists are compared with; worth doing before the first request.
 
@@ -135,9 +139,10 @@ class Detector:
         await self.prepare(tenant)
         state = self._lists.look(tenant)
         if state is not None and state.build is not None:
+            state.build.start(urgent=True)
             await state.build.wait()
         if compares_answers(tenant) and self._answers is not None:
-            await self._answers.prepare(tenant).wait()
+            await self._answers.prepare(tenant, urgent=True).wait()
 
     async def detect(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
         """The targets that `prompt` touches; unknown when the detector fails, gives NaN or exceeds its time."""

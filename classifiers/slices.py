@@ -12,8 +12,9 @@ from guard.classifiers.encoder import Encoder
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 _MOST_TEXTS = 32
-# a slice takes 20 to 40 ms of one core; every text costs about as much as so many characters before it is read
-_MOST_CHARACTERS = 480
+# a slice takes 10 to 20 ms of one core, for which a request's texts may have to wait; every text costs about as much as
+# so many characters before it is read
+_MOST_CHARACTERS = 240
 _CHARACTERS_PER_TEXT = 16
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from typing import Any
 
 from guard import ticket
@@ -30,6 +31,7 @@ from guard.service.store.pack_files import pack_path
 
 CALL_TIMEOUT_S = 60.0
 LISTS_FOLDER = "lists"
+SWITCH_INTERVAL_S = 0.001
 
 
 async def create_server(
@@ -46,10 +48,7 @@ async def create_server(
     server = assemble(engine, tokenizer, settings, watcher, pepper, detector, fitted, record)
     server.parts.readiness.self_test_passed = True
     await server.start(settings.detector_wait_s)
-    # what lies in memory now stays: with thousands of tenants one look of the collector at all of it takes a tenth of a
-    # second, in which no request goes on
-    gc.collect()
-    gc.freeze()
+    _favour_requests()
     return server
 
 
@@ -96,3 +95,13 @@ def make_residency(
         Capacity(record.max_slots if record.sites else 0), timeout_s, metrics,
     )
     return Residency(constraints, packs)
+
+
+def _favour_requests() -> None:
+    """Settings of the interpreter that let the event loop go on while lists are compiled beside it."""
+    # what lies in memory now stays: with thousands of tenants one look of the collector at all of it takes a tenth of a
+    # second, in which no request goes on
+    gc.collect()
+    gc.freeze()
+    # each token of a stream wakes the event loop, which would wait this long for a thread that compiles
+    sys.setswitchinterval(SWITCH_INTERVAL_S)

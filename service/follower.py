@@ -7,7 +7,8 @@ at the start the first tenants, later those that changed and were in use.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -19,11 +20,18 @@ from guard.service.residency.compiled_lists import CompiledLists
 from guard.service.residency.hold import Residency
 from guard.service.snapshot import SnapshotWatcher, difference
 
+# rest after each tenant that is made ready while requests are served, in units of the time that it took; then the
+# longest wait for a moment without requests, and between two looks
+REST, PATIENCE_S, LOOK_S = 2.0, 0.2, 0.004
+
 log = structlog.get_logger("guard.follower")
 
 
 class SnapshotFollower:
-    """One per server, on its event loop. `warm_tenants` is how many tenants are made ready ahead at a time."""
+    """One per server, on its event loop. `warm_tenants` is how many tenants are made ready ahead at a time.
+
+    While `busy` says that a request runs, they wait a little.
+    """
 
     def __init__(
         self, watcher: SnapshotWatcher, lists: CompiledLists, residency: Residency, detector: Detector,
@@ -31,6 +39,7 @@ class SnapshotFollower:
     ) -> None:
         self._watcher, self._lists, self._residency, self._detector = watcher, lists, residency, detector
         self._metrics, self._warm_tenants = metrics, warm_tenants
+        self.busy: Callable[[], bool] = lambda: False
         self._taken: Snapshot | None = None
         self._changed = asyncio.Event()
 
@@ -71,9 +80,13 @@ class SnapshotFollower:
         packs = wanted_packs(snapshot)
         self._residency.packs.serve_only(frozenset(packs).__contains__)
         loads = self._residency.packs.prefetch(packs)
-        self._taken = snapshot
+        first, self._taken = self._taken is None, snapshot
         for tenant in ahead:
+            started_s = time.monotonic()
             await self._make_ready(tenant)
+            if not first:
+                # many lists may have changed at once, and requests need the cores
+                await self._give_way(REST * (time.monotonic() - started_s))
         if loads:
             # a pack that cannot be loaded closes its tenants' requests, not the server
             await asyncio.wait(loads)
@@ -87,6 +100,12 @@ class SnapshotFollower:
         changed = [tenant for tenant in difference(self._taken, snapshot)[0] if tenant.listed]
         changed.sort(key=lambda tenant: (tenant.name not in in_use, tenant.index))
         return changed[: self._warm_tenants]
+
+    async def _give_way(self, rest_s: float) -> None:
+        await asyncio.sleep(rest_s)
+        until_s = time.monotonic() + PATIENCE_S
+        while self.busy() and time.monotonic() < until_s:
+            await asyncio.sleep(LOOK_S)
 
     async def _make_ready(self, tenant: Tenant) -> None:
         try:

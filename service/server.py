@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,9 @@ class GuardServer:
         self.parts, self._pepper, self._interval_s = parts, pepper, interval_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._counted: dict[str, int] = {}
+        self._running = 0
+        parts.detector.give_way_to(self.busy)
+        parts.follower.busy = self.busy
 
     @property
     def client(self) -> GuardedEngineClient:
@@ -100,6 +104,19 @@ class GuardServer:
     def serving(self) -> bool:
         """Whether generation requests are served."""
         return self.parts.readiness.ready()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Entered for as long as a request is answered."""
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._running > 0
 
     def ready(self) -> tuple[bool, dict[str, object]]:
         """Readiness with its reasons."""

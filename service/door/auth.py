@@ -13,6 +13,7 @@ import json
 import re
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,6 +50,10 @@ class Directory(Protocol):
 
     def serving(self) -> bool:
         """Whether generation requests are served; cheap."""
+        ...
+
+    def running(self) -> AbstractContextManager[None]:
+        """Entered for as long as a request is answered."""
         ...
 
     def ready(self) -> tuple[bool, dict[str, object]]:
@@ -199,7 +204,8 @@ class GuardMiddleware:
         held = HeldResponse(context, send)
         token = CURRENT_REQUEST.set(context)
         try:
-            await self._app(scope, replay, held.send)
+            with self._directory.running():
+                await self._app(scope, replay, held.send)
         except RequestRefused as error:
             context.refuse(error)
         except Exception as error:  # a response must go out whatever vLLM's route does; the text stays out of the log

@@ -99,3 +99,35 @@ def test_closing_cancels_what_waits_and_refuses_more() -> None:
 
 def test_work_can_be_finished_at_once() -> None:
     assert finish(steps("whole", 4, [])) == "whole"
+
+
+def test_background_work_waits_for_a_moment_without_requests_and_not_for_ever() -> None:
+    running = True
+    queue = BuildQueue(lambda: running)
+    try:
+        began_s = time.monotonic()
+        first = queue.submit(steps("patient", 1, []))
+        urgent = queue.submit(steps("urgent", 1, []), urgent=True)
+        assert urgent.future.result(10.0) == "urgent"
+        assert time.monotonic() - began_s < 0.15 and not first.future.done()
+        assert first.future.result(10.0) == "patient"
+        assert time.monotonic() - began_s >= 0.15
+        second = queue.submit(steps("free", 1, []))
+        running = False
+        assert second.future.result(0.15) == "free"
+    finally:
+        queue.close()
+
+
+def test_a_turn_that_nobody_waits_for_is_followed_by_a_rest_and_an_urgent_one_is_not(queue: BuildQueue) -> None:
+    log: list[str] = []
+    began_s = time.monotonic()
+    urgent = [queue.submit(steps(f"urgent {n}", 1, log, 0.03), urgent=True) for n in range(3)]
+    for job in urgent:
+        job.future.result(10.0)
+    assert time.monotonic() - began_s < 0.25
+    began_s = time.monotonic()
+    for job in [queue.submit(steps(f"background {n}", 1, log, 0.03)) for n in range(3)]:
+        job.future.result(10.0)
+    # three turns and two rests of four times as long
+    assert time.monotonic() - began_s >= 0.3

@@ -133,6 +133,14 @@ async def test_an_outage_of_the_store_counts_once(bench: Bench, tmp_path: Path) 
     assert bench.server.ready()[1]["store"] != "ok"
 
 
+async def test_work_that_nobody_waits_for_gives_way_while_a_request_is_answered(bench: Bench) -> None:
+    server = bench.server
+    assert not server.busy()
+    with server.running(), server.running():
+        assert server.busy() and server.parts.follower.busy()
+    assert not server.busy()
+
+
 async def test_refusals_are_counted_by_reason_and_tenant(bench: Bench) -> None:
     await bench.server.start(5.0)
     tenant = bench.server.tenant_of_key(bench.key)

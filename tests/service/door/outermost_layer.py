@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from guard.engine.admission import CURRENT_REQUEST
@@ -29,6 +30,9 @@ class Directory:
 
     def serving(self) -> bool:
         return self.is_ready
+
+    def running(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def ready(self) -> tuple[bool, dict[str, object]]:
         return self.is_ready, {"status": "ready" if self.is_ready else "not ready"}
