@@ -13,13 +13,12 @@ from typing import Any
 import httpx
 import scale_load as load
 from scale_load import Answer, Question
-from scale_server import Server, guard, total
+from scale_server import Publisher, Server, guard, total
 from scale_tenants import (
     LARGE,
     PLAIN,
     large_target,
     make_keys,
-    open_store,
     question,
     tenant_name,
     write_large_tenant,
@@ -226,18 +225,11 @@ def _apply(stage: Stage, file: Path) -> Callable[[], Any]:
 
 
 def _publish(stage: Stage, file: Path) -> Callable[[], Any]:
-    """Publish the tenants of `file` one after the other, spread over a stretch, without a process of their own."""
-    whole = load_tenant_file(file)
-    pause_s = 0.8 * stage.sizes.seconds / len(whole.tenants)
-
-    def one_by_one() -> None:
-        store = open_store(stage.server.home)
-        for spec in whole.tenants:
-            store.publish(whole.model_copy(update={"tenants": (spec,)}), actor="bench")
-            time.sleep(pause_s)
-        store.close()
-
-    return lambda: asyncio.to_thread(one_by_one)
+    """Publish the tenants of `file` one after the other, spread over a stretch, by a process that waits until then."""
+    count = len(load_tenant_file(file).tenants)
+    pause_s = 0.8 * stage.sizes.seconds / count
+    publisher = Publisher(stage.server.home, file, pause_s)
+    return lambda: asyncio.to_thread(publisher.run)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

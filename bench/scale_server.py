@@ -68,6 +68,25 @@ def guard(home: Path, *arguments: str | Path) -> float:
     return time.perf_counter() - began_s
 
 
+class Publisher:
+    """`bench/scale_publish.py`, started and waiting; `run` lets it go and waits for its end."""
+
+    def __init__(self, home: Path, file: Path, pause_s: float) -> None:
+        script = Path(__file__).with_name("scale_publish.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), str(home), str(file), str(pause_s)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, env=_environment(home),
+        )
+        if self._process.stdout is None or self._process.stdout.readline() != "ready\n":
+            raise SystemExit("the process that publishes did not start")
+
+    def run(self) -> None:
+        """Publish everything. Raises SystemExit when that fails."""
+        self._process.communicate("go\n")
+        if self._process.returncode:
+            raise SystemExit(f"the process that publishes ended with {self._process.returncode}")
+
+
 def endless_model(folder: Path) -> Path:
     """A copy of the bundled model whose answers do not end by themselves: its own are over before a batch has filled.
 
