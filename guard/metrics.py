@@ -52,7 +52,7 @@ SERIES: dict[str, str] = {
     "guard_snapshot_age_seconds": "Seconds since the tenant store was last read successfully.",
     "guard_snapshot_revision": "Revision of the tenants being served.",
     "guard_store_healthy": "1 when the last read of the tenant store succeeded.",
-    "guard_reloads_total": "Changes of the tenant store by result; failure: an outage of the store, or a list that failed.",
+    "guard_reloads_total": "Changes of the tenant store by result; failure: an outage of the store, or a failed list.",
     "guard_tenants": "Tenants being served.",
     "guard_ready": "1 when requests are served.",
 }

@@ -10,7 +10,8 @@ from guard.interventions.edits import edit_rows
 from guard.interventions.sae import SaeConfig
 from guard.kernels.edit_formula import edited
 from guard.packs.format import load_pack
-from guard.packs.importing import Choice, Format, import_pack
+from guard.packs.import_formats import Format
+from guard.packs.importing import Choice, import_pack
 from guard.site import Site
 
 WIDTH, FEATURES, TOKENS, LAYERS = 24, 40, 32, 6

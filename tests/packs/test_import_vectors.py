@@ -16,8 +16,9 @@ from guard.errors import ConfigurationError, GuardError, PackError
 from guard.interventions.edits import edit_rows
 from guard.kernels.edit_formula import edited
 from guard.packs.format import load_pack
+from guard.packs.import_formats import Format
 from guard.packs.import_vectors import read_vectors
-from guard.packs.importing import Choice, Format, import_pack
+from guard.packs.importing import Choice, import_pack
 from guard.site import Site
 from tests.packs.imported_packs import WIDTH, imported
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from guard.errors import ConfigurationError, PackError
-from guard.packs.importing import Choice, Format, import_pack
+from guard.packs.import_formats import Format
+from guard.packs.importing import Choice, import_pack
 from tests.packs.imported_packs import CHOSEN, CLAMP, WIDTH
 
 
