@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from guard.classifiers import build_queue
 from guard.classifiers.build_queue import BuildQueue, Work, finish
 from guard.errors import DetectorError
 
@@ -101,33 +102,37 @@ def test_work_can_be_finished_at_once() -> None:
     assert finish(steps("whole", 4, [])) == "whole"
 
 
-def test_background_work_waits_for_a_moment_without_requests_and_not_for_ever() -> None:
+def test_background_work_waits_for_a_moment_without_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_queue, "_PATIENCE_S", 30.0)
     running = True
     queue = BuildQueue(lambda: running)
     try:
-        began_s = time.monotonic()
-        first = queue.submit(steps("patient", 1, []))
+        patient = queue.submit(steps("patient", 1, []))
         urgent = queue.submit(steps("urgent", 1, []), urgent=True)
         assert urgent.future.result(10.0) == "urgent"
-        assert time.monotonic() - began_s < 0.15 and not first.future.done()
-        assert first.future.result(10.0) == "patient"
-        assert time.monotonic() - began_s >= 0.15
-        second = queue.submit(steps("free", 1, []))
+        assert not patient.future.done()
         running = False
-        assert second.future.result(0.15) == "free"
+        assert patient.future.result(10.0) == "patient"
     finally:
         queue.close()
 
 
-def test_a_turn_that_nobody_waits_for_is_followed_by_a_rest_and_an_urgent_one_is_not(queue: BuildQueue) -> None:
-    log: list[str] = []
+def test_background_work_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_queue, "_PATIENCE_S", 0.05)
+    queue = BuildQueue(lambda: True)
+    try:
+        assert queue.submit(steps("patient", 2, [])).future.result(10.0) == "patient"
+    finally:
+        queue.close()
+
+
+@pytest.mark.parametrize(("urgent", "rested"), [(True, False), (False, True)])
+def test_only_turns_that_nobody_waits_for_are_followed_by_a_rest(
+    urgent: bool, rested: bool, queue: BuildQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_queue, "_REST", 60.0)
     began_s = time.monotonic()
-    urgent = [queue.submit(steps(f"urgent {n}", 1, log, 0.03), urgent=True) for n in range(3)]
-    for job in urgent:
-        job.future.result(10.0)
-    assert time.monotonic() - began_s < 0.25
-    began_s = time.monotonic()
-    for job in [queue.submit(steps(f"background {n}", 1, log, 0.03)) for n in range(3)]:
-        job.future.result(10.0)
-    # three turns and two rests of four times as long
-    assert time.monotonic() - began_s >= 0.3
+    jobs = [queue.submit(steps(f"{n}", 1, [], 0.05), urgent=urgent) for n in range(2)]
+    for job in jobs:
+        job.future.result(20.0)
+    assert (time.monotonic() - began_s >= 60.0 * 0.05) == rested
