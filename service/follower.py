@@ -16,7 +16,7 @@ from guard.classifiers.detector import Detector
 from guard.errors import ResidencyError
 from guard.metrics import Metrics
 from guard.policy import Snapshot, Tenant
-from guard.service.residency.compiled_lists import CompiledLists
+from guard.service.residency.compiled_lists import CompiledLists, needs_list
 from guard.service.residency.hold import Residency
 from guard.service.snapshot import SnapshotWatcher, difference
 
@@ -109,7 +109,7 @@ class SnapshotFollower:
 
     async def _make_ready(self, tenant: Tenant) -> None:
         try:
-            compiled = await self._lists.of(tenant)
+            compiled = await self._lists.of(tenant) if needs_list(tenant) else None
             if compiled is not None:
                 loads = self._residency.lists.prefetch((compiled.digest,))
                 if loads:

@@ -26,7 +26,7 @@ from guard.planner import Decision, FittedStrength, constraint_of, decide
 from guard.policy import Tenant
 from guard.service.door.errors import content_filter_refusal, unavailable
 from guard.service.output_check import output_check
-from guard.service.residency.compiled_lists import CompiledLists
+from guard.service.residency.compiled_lists import CompiledLists, needs_list
 from guard.service.residency.hold import Hold, Residency
 from guard.service.residency.list_files import CompiledList
 from guard.service.unknown_verdicts import UnknownVerdicts
@@ -127,7 +127,7 @@ class GatePipeline:
         with self.metrics.stage("detect"):
             verdict = await self._verdict(tenant, prompt)
         compiled = None
-        if tenant.policy.action == "forget" and (tenant.policy.constraint.enabled or tenant.policy.output.enabled):
+        if needs_list(tenant):
             with self.metrics.stage("residency"):
                 compiled = await self._lists.of(tenant)
         exempt = compiled.exempt(prompt.text) if compiled is not None else frozenset()

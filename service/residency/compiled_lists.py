@@ -169,6 +169,12 @@ class CompiledLists:
         log.error("list_not_ready", tenant=entry.tenant_index, error=reason, next_try_s=pause_s)
 
 
+def needs_list(tenant: Tenant) -> bool:
+    """Whether answers to a tenant are ever masked or compared with strings."""
+    policy = tenant.policy
+    return tenant.listed and policy.action == "forget" and (policy.constraint.enabled or policy.output.enabled)
+
+
 def _key(tenant: Tenant) -> Key:
     return tenant.name, tenant.list_version
 

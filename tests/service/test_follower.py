@@ -99,6 +99,14 @@ async def test_the_start_makes_the_first_tenants_ready(server: Server) -> None:
     assert server.residency.lists.resident == 2
 
 
+async def test_a_list_that_no_answer_is_compared_with_is_not_compiled(server: Server) -> None:
+    await asyncio.to_thread(server.publish, spec("wall", "Basalt Ballads", action="refuse"))
+    await eventually(lambda: "wall" in server.watcher.current.tenants)
+    ahead = await server.follower.start()
+    assert {tenant.name for tenant in ahead} == {"acme", "bolt", "wall"}
+    assert server.lists.tenants_seen() == {"acme", "bolt"} and server.residency.lists.resident == 2
+
+
 async def test_an_apply_during_the_start_is_taken_over_and_not_compiled_again_and_again(server: Server) -> None:
     taking = asyncio.create_task(server.follower.start())
     await asyncio.sleep(0)
