@@ -28,8 +28,11 @@ TEST_S = 900.0
 
 
 def pytest_configure() -> None:
-    """End on these signals as on an interrupt from the keyboard: fixtures end what they have started."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    """End on these signals as on an interrupt from the keyboard: fixtures end what they have started.
+
+    A job in the background of a shell begins with the interrupt ignored; here it is heard again.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)
 
 
