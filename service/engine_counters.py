@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import structlog
 
 from guard.metrics import Metrics
 from guard.service.readiness import Readiness
+from guard.service.residency.engine_loads import EngineCall
 
 # each rank has tokens of its own to edit: stages of a pipeline have other sites, and tensor ranks edit their copies
 _SUMMED = ("edited_tokens", "expected_edited_tokens")
@@ -21,8 +21,7 @@ class EngineCounters:
     """`call` runs a method on every worker; an answer also shows that the engine is alive."""
 
     def __init__(
-        self, call: Callable[[str, tuple[Any, ...]], Awaitable[Any]], metrics: Metrics, readiness: Readiness,
-        interval_s: float,
+        self, call: EngineCall, metrics: Metrics, readiness: Readiness, interval_s: float,
     ) -> None:
         self._call, self._metrics, self._readiness, self._interval_s = call, metrics, readiness, interval_s
         self._seen: dict[str, int] = {}

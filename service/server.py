@@ -120,8 +120,8 @@ class GuardServer:
 
     def ready(self) -> tuple[bool, dict[str, object]]:
         """Readiness with its reasons."""
-        self.refresh()
-        return self.parts.readiness.ready(), self.parts.readiness.report(self.shortfalls())
+        shortfalls = self.refresh()
+        return self.parts.readiness.ready(), self.parts.readiness.report(shortfalls)
 
     def count_refused(self, reason: str, tenant: Tenant | None) -> None:
         """Count a request that ended before the gate."""
@@ -135,8 +135,8 @@ class GuardServer:
             detectors_building=parts.detector.building_count,
         )
 
-    def refresh(self) -> None:
-        """Bring gauges and the counts of other parts into the metrics."""
+    def refresh(self) -> Shortfalls:
+        """Bring gauges and the counts of other parts into the metrics; what they say of single tenants."""
         parts, metrics, state = self.parts, self.parts.metrics, self.parts.watcher.state()
         shortfalls = self.shortfalls()
         metrics.snapshot_age.set(state.age_s)
@@ -157,6 +157,7 @@ class GuardServer:
         ):
             series.inc(max(0, total - self._counted.get(name, 0)))
             self._counted[name] = total
+        return shortfalls
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -123,11 +123,6 @@ class CompiledLists:
         if digest in self._known:
             self._known[digest][0].unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Stop background work."""
-        for executor in (self._small, self._large):
-            executor.shutdown(wait=False, cancel_futures=True)
-
     async def _build(self, entry: _Entry, tenant: Tenant) -> CompiledList | None:
         executor = self._large if len(tenant.targets) > LARGE_LIST else self._small
         try:

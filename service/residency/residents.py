@@ -18,7 +18,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
@@ -28,7 +27,6 @@ from guard.service.residency.engine_loads import EngineLoads
 
 # share of the time-out after which nobody passes the first waiting request any more
 PATIENCE = 0.2
-EngineCall = Callable[[str, tuple[Any, ...]], Awaitable[Any]]
 
 log = structlog.get_logger("guard.residents")
 
