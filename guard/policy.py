@@ -18,7 +18,13 @@ from guard.plan import CorruptionKind
 Action = Literal["forget", "refuse", "monitor"]
 FailureMode = Literal["closed", "open"]
 DetectorMode = Literal["auto", "always", "never"]
+Kind = Literal["person", "work", "place", "organisation", "text", "fact", "topic"]
+ForbidName = Literal["always", "flagged", "never"]
+NameForms = Literal["strict", "balanced"]
+AnswerMode = Literal["ignorance", "natural", "refuse"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+# a protected text: a chapter or a book
+LongText = Annotated[str, StringConstraints(min_length=1, max_length=4_000_000)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 MAX_EDITS = 16
 # answers to one request: the door and the engine serve no more, because many draws raise the odds of a forbidden one
@@ -50,6 +56,21 @@ class Target(_Schema):
         ),
     ] = None
     allow_echo: Annotated[bool, Field(description="A forbidden string that the user typed may be repeated.")] = True
+    kind: Annotated[
+        Kind | None,
+        Field(description="What the name names; decides which forms of it are recognised and forbidden. Default: guessed. "
+                          "A `topic` is found by meaning, and its name may be said."),
+    ] = None
+    forbid_name: Annotated[
+        ForbidName | None, Field(description="As `policy.forbid_name`, for this target alone.")
+    ] = None
+    neighbours: Annotated[
+        tuple[Text, ...], Field(description="Questions that look like the target's and are not: they are not flagged.")
+    ] = ()
+    verbatim: Annotated[
+        tuple[LongText, ...], Field(description="Texts of which no run of `verbatim_words` words may be generated.")
+    ] = ()
+    verbatim_words: Annotated[int, Field(ge=4, le=32, description="Length of a run that counts as copied.")] = 8
 
 
 class DetectorPolicy(_Schema):
@@ -113,6 +134,46 @@ class OutputPolicy(_Schema):
     ] = 2
 
 
+class Opening(_Schema):
+    """A wording with which an answer of ignorance may begin, in one language."""
+
+    language: Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$"), Field(description="ISO 639 code, like `en`.")]
+    text: Annotated[
+        str, StringConstraints(min_length=2, max_length=200, strip_whitespace=True),
+        Field(description="The beginning of a statement of not knowing; the model completes the sentence."),
+    ]
+
+
+class AnswerPolicy(_Schema):
+    """How a flagged question is answered, where the action is `forget`."""
+
+    mode: Annotated[
+        AnswerMode,
+        Field(description="`ignorance`: the model's own words, opened as not knowing; `natural`: what the corrupted "
+                          "model says; `refuse`: a fixed answer without the model."),
+    ] = "ignorance"
+    completions: Annotated[
+        Literal["ignorance", "natural"],
+        Field(description="The mode of `/v1/completions`, whose prompts need not be questions, unless `mode` is "
+                          "`refuse`."),
+    ] = "natural"
+    sentences: Annotated[
+        int, Field(ge=1, le=8, description="Sentences after which an answer of ignorance ends.")
+    ] = 1
+    openings: Annotated[
+        tuple[Opening, ...], Field(max_length=200, description="Wordings besides the shipped ones.")
+    ] = ()
+    shipped_openings: Annotated[bool, Field(description="Use the shipped wordings, too.")] = True
+    status: Annotated[
+        Literal[200, 400],
+        Field(description="HTTP status of `refuse`: 400 is an error `content_filter`, 200 an answer whose message is a "
+                          "refusal."),
+    ] = 400
+    text: Annotated[
+        str, Field(max_length=2000, description="What a refusal says; default: a short sentence.")
+    ] = ""
+
+
 class Policy(_Schema):
     """What happens to a tenant's requests."""
 
@@ -124,6 +185,17 @@ class Policy(_Schema):
     failure_mode: Annotated[
         FailureMode, Field(description="Without a verdict: `closed` answers 503, `open` lets the request pass.")
     ] = "closed"
+    forbid_name: Annotated[
+        ForbidName,
+        Field(description="Where a target's name, aliases and their forms may not be generated, unless the user typed "
+                          "them: in every answer, in answers to flagged prompts, or nowhere."),
+    ] = "always"
+    name_forms: Annotated[
+        NameForms,
+        Field(description="Whether a part of a name (surname, first name) flags a prompt: `strict`: always; `balanced`: "
+                          "where it is distinctive or the sentence fits."),
+    ] = "balanced"
+    answer: AnswerPolicy = AnswerPolicy()
     detector: DetectorPolicy = DetectorPolicy()
     corruption: CorruptionPolicy = CorruptionPolicy()
     constraint: ConstraintPolicy = ConstraintPolicy()
@@ -137,6 +209,12 @@ class Policy(_Schema):
         int,
         Field(ge=1, le=64, json_schema_extra={"maximum": MAX_CHOICES}, description="Largest `n` of a request."),
     ] = 4
+
+    @field_validator("answer", mode="before")
+    @classmethod
+    def _mode_alone(cls, answer: object) -> object:
+        """`answer: refuse` is short for `answer: {mode: refuse}`."""
+        return {"mode": answer} if isinstance(answer, str) else answer
 
     @field_validator("max_choices")
     @classmethod
