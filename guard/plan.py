@@ -11,6 +11,7 @@ CorruptionKind = Literal["gauss", "zero_top", "flip_sign", "erase"]
 Phase = Literal["prompt", "generation", "both"]
 MAX_EXEMPT_PATTERNS = 16
 MAX_LANES = 4
+MAX_WORDINGS = 256
 MAX_STRENGTH = 100.0
 
 
@@ -45,6 +46,15 @@ class Constraint(_Frozen):
     exempt: Annotated[tuple[int, ...], Field(max_length=MAX_EXEMPT_PATTERNS)] = ()
 
 
+class OpenedAnswer(_Frozen):
+    """The answer, which begins at absolute position `start`, must begin with one of the `wordings`."""
+
+    wordings: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=400)], ...], Field(min_length=1, max_length=MAX_WORDINGS)
+    ]
+    start: Annotated[int, Field(ge=0)]
+
+
 class EditLane(_Frozen):
     """One activation edit: a pack by content hash, its strength and the phase it acts in."""
 
@@ -66,12 +76,13 @@ class Plan(_Frozen):
     answer_start: Annotated[int, Field(ge=1)] | None = None
     corruption: Corruption | None = None
     constraint: Constraint | None = None
+    opening: OpenedAnswer | None = None
     edits: Annotated[tuple[EditLane, ...], Field(max_length=MAX_LANES)] = ()
 
     @property
     def empty(self) -> bool:
         """Whether the engine has nothing to do."""
-        return self.corruption is None and self.constraint is None and not self.edits
+        return self.corruption is None and self.constraint is None and self.opening is None and not self.edits
 
     @property
     def phase_boundary(self) -> int:

@@ -31,6 +31,14 @@ def mask_tokens(logits: torch.Tensor, row: int, ids: torch.Tensor) -> int:
     return ids.numel()
 
 
+def keep_tokens(logits: torch.Tensor, row: int, ids: torch.Tensor) -> None:
+    """Set logits[row] to -inf in place except at `ids` (int64, distinct; those beyond the row's width are ignored)."""
+    kept = ids[ids < logits.shape[1]]
+    values = logits[row].index_select(0, kept)
+    logits[row].fill_(NEGATIVE_INFINITY)
+    logits[row].index_copy_(0, kept, values)
+
+
 def only_end_tokens(logits: torch.Tensor, row: int, end_ids: torch.Tensor) -> None:
     """Leave nothing but the end-of-sequence tokens in a row."""
     logits[row].fill_(NEGATIVE_INFINITY)

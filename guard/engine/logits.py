@@ -8,8 +8,6 @@ only end. Source of the order of stages: vllm/v1/sample/sampler.py, vllm/v1/work
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,99 +19,21 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor as BatchPr
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as SlotProcessor
 
-from guard.classifiers.automaton import START, Automaton, State
+from guard.classifiers.opening_table import FREE
 from guard.classifiers.vocabulary import Vocabulary
 from guard.engine.constraints import ConstraintSlots
+from guard.engine.masked_rows import FORBIDDEN, Masks, Row, Rule
+from guard.engine.openings import CompiledOpenings
 from guard.engine.tickets import VerifiedTickets
 from guard.errors import ConfigurationError, EngineMismatchError, GuardError, ResidencyError
-from guard.kernels.mask import BLOCKED, DeviceBank, mask_tokens, only_end_tokens, rescue_empty
+from guard.kernels.mask import NOT_GUARDED, DeviceBank, keep_tokens, mask_tokens, only_end_tokens, rescue_empty
+from guard.kernels.opening import OpeningBank
 from guard.packs.bank import EditSlots
 from guard.plan import MAX_EXEMPT_PATTERNS, Plan
 
 logger = init_logger(__name__)
-MASKS_KEPT = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What a request's ticket says about its tokens; `automaton` None means that it may only end.
-
-    `digest` is what the request refers to in the constraint slots until it leaves, empty for nothing.
-    """
-
-    automaton: Automaton | None
-    slot: int
-    digest: str = ""
-    start: int = 0
-    exempt: frozenset[int] = frozenset()
-    skip_special: bool = True
-
-
-FORBIDDEN = Rule(None, BLOCKED)
-
-
-@dataclass(slots=True)
-class Row:
-    """A batch row of the V1 runner. `outputs` is vLLM's live list; `state` covers the first `position` tokens."""
-
-    rule: Rule
-    prompt: list[int]
-    outputs: list[int]
-    state: State = START
-    position: int = 0
-
-    def catch_up(self, automaton: Automaton, vocabulary: Vocabulary) -> bool:
-        """Advance to the last token. False when a token is still unknown (vLLM's placeholder -1)."""
-        total = len(self.prompt) + len(self.outputs)
-        if self.position > total:
-            self.state, self.position = START, 0
-        self.position = max(self.position, min(self.rule.start, total))
-        while self.position < total:
-            offset = self.position - len(self.prompt)
-            token = self.outputs[offset] if offset >= 0 else self.prompt[self.position]
-            if token < 0:
-                return False
-            skip = offset >= 0 and self.rule.skip_special
-            self.state = automaton.advance(self.state, token, vocabulary, skip_special=skip)
-            self.position += 1
-        return True
-
-
-class Masks:
-    """Ids to mask by (automaton, state, exempt patterns), the most recent kept."""
-
-    def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:
-        self._vocabulary = vocabulary
-        self._device = device
-        self._kept: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
-
-    def of(self, rule: Rule, automaton: Automaton, state: State) -> tuple[torch.Tensor, ...]:
-        """Disjoint sorted int64 id tensors."""
-        if state.pending:
-            return (self._get(rule, automaton, state),)
-        return self._get(rule, automaton, None), self._get(rule, automaton, state)
-
-    def _get(self, rule: Rule, automaton: Automaton, state: State | None) -> torch.Tensor:
-        # by digest: an object's id could be given to another automaton
-        key = (automaton.digest, rule.exempt, state)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        if state is None:
-            ids = automaton.shared(rule.exempt)
-        elif state.pending:
-            ids = automaton.banned(state, self._vocabulary, rule.exempt)
-        else:
-            ids = automaton.begun(state.node, self._vocabulary, rule.exempt)
-        tensor = torch.from_numpy(ids.astype("int64")).to(self._device)
-        self._kept[key] = tensor
-        if len(self._kept) > MASKS_KEPT:
-            self._kept.popitem(last=False)
-        return tensor
-
-
 class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
-    """Masks every token that would complete a forbidden string of the request's plan."""
+    """Masks every token that would complete a forbidden string of the plan, or leave the wordings of its opening."""
 
     def __init__(self, vllm_config: Any, state: Any, is_pin_memory: bool | None = None) -> None:
         """`state` is the device on the V1 runner, vLLM's LogitsProcRequestState on Model Runner V2."""
@@ -121,8 +41,10 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
         if tokenizer is None:
             raise ConfigurationError("the guard needs the tokenizer in the engine: remove --skip-tokenizer-init")
         self.vocabulary = Vocabulary.from_tokenizer(tokenizer)
+        self.openings = CompiledOpenings(tokenizer)
         self.rows: dict[int, Row] = {}
         self.bank: DeviceBank | None = None
+        self.opening_bank: OpeningBank | None = None
         self.request_states: Any = None
         self._tickets: VerifiedTickets | None = None
         self._edits: EditSlots | None = None
@@ -143,6 +65,7 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
         if self.request_states is not None:
             states, words = self.request_states, self.vocabulary
             self.bank = DeviceBank(words.arrays(), words.eos_ids, num_slots, states.max_num_reqs, states.device)
+            self.opening_bank = OpeningBank(states.max_num_reqs, words.eos_ids, states.device)
         self._tickets, self._edits = tickets, edits
         self._constraints = ConstraintSlots(self.vocabulary, num_slots, self.bank)
         return self._constraints
@@ -186,6 +109,8 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
             return False
         exempt = tuple(sorted(rule.exempt))[:MAX_EXEMPT_PATTERNS]
         self.bank.set_request(req_idx, rule.slot, rule.start, rule.skip_special, exempt)
+        if self.opening_bank is not None and rule.opening is not None:
+            self.opening_bank.set_request(req_idx, rule.opening, rule.opening_start)
         self._referred[req_idx] = rule.digest
         return True
 
@@ -193,12 +118,16 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
         """The request in a slot has ended or was preempted: it refers to nothing any more, and is not masked."""
         if self.bank is not None:
             self.bank.clear_request(req_idx)
+            if self.opening_bank is not None:
+                self.opening_bank.clear_request(req_idx)
             self._drop(self._referred.pop(req_idx, ""))
 
     def apply_staged_writes(self) -> None:
         """Bring the new requests' states to the device."""
         if self.bank is not None:
             self.bank.flush()
+        if self.opening_bank is not None:
+            self.opening_bank.flush()
 
     # both
 
@@ -206,8 +135,14 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
         """Mask `logits` [rows, vocabulary] float32 in place."""
         if ctx is None:
             self._apply_rows(logits)
-        elif self.bank is not None and self.bank.any_guarded(ctx.idx_mapping_np):
-            states = self.request_states
+            return logits
+        states = self.request_states
+        if self.opening_bank is not None and self.opening_bank.any_opened(ctx.idx_mapping_np):
+            self.opening_bank.apply(
+                logits, ctx.expanded_idx_mapping, ctx.expanded_local_pos, ctx.input_ids, states.all_token_ids.gpu,
+                states.total_len.gpu,
+            )
+        if self.bank is not None and self.bank.any_guarded(ctx.idx_mapping_np):
             self.bank.apply(
                 logits, ctx.idx_mapping, ctx.expanded_idx_mapping, ctx.expanded_local_pos, ctx.input_ids,
                 states.all_token_ids.gpu, states.prompt_len.gpu, states.total_len.gpu,
@@ -215,15 +150,18 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
         return logits
 
     def _rule(self, params: SamplingParams) -> Rule | None:
-        """The rule of a request, None when its plan has no constraint. Whatever is wrong with the ticket: FORBIDDEN."""
+        """The rule of a request, None when its plan says nothing of its tokens. A ticket that is wrong: FORBIDDEN."""
         if self._tickets is None or self._constraints is None:
             return FORBIDDEN
         try:
             plan = self._tickets.of(params).plan
             self._check_edits(plan)
+            opening = None if plan.opening is None else self.openings.of(plan.opening.wordings)
             constraint = plan.constraint
             if constraint is None:
-                return None
+                return None if plan.opening is None else Rule(
+                    None, NOT_GUARDED, opening=opening, opening_start=plan.opening.start
+                )
             slot, automaton = self._constraints.enter(constraint.digest)
         except GuardError as error:
             logger.warning("guard: a request may only end: %s", error)
@@ -231,7 +169,8 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
             return FORBIDDEN
         exempt = frozenset(constraint.exempt)
         return Rule(
-            automaton, slot, constraint.digest, constraint.start, exempt, bool(params.skip_special_tokens)
+            automaton, slot, constraint.digest, constraint.start, exempt, bool(params.skip_special_tokens), opening,
+            plan.opening.start if plan.opening is not None else 0,
         )
 
     def _check_edits(self, plan: Plan) -> None:
@@ -267,12 +206,18 @@ class GuardLogitsProcessor(BatchProcessor, SlotProcessor):
         self._count("rescued_rows", rescue_empty(logits, masked, self.end_ids))
 
     def _apply_row(self, logits: torch.Tensor, index: int, row: Row) -> None:
-        automaton = row.rule.automaton
-        if automaton is None or not row.catch_up(automaton, self.vocabulary):
+        rule, automaton, opening = row.rule, row.rule.automaton, row.rule.opening
+        known = opening is None or row.follow_opening(opening)
+        if rule.blocked or not known or not (automaton is None or row.catch_up(automaton, self.vocabulary)):
             only_end_tokens(logits, index, self.end_ids)
             self._count("blocked_rows")
             return
-        masked = sum(mask_tokens(logits, index, ids) for ids in self.masks.of(row.rule, automaton, row.state))
+        if opening is not None and row.node != FREE:
+            keep_tokens(logits, index, torch.from_numpy(opening.allowed(row.node).astype("int64")).to(logits.device))
+            self._count("opened_rows")
         self._count("guarded_rows")
+        if automaton is None:
+            return
+        masked = sum(mask_tokens(logits, index, ids) for ids in self.masks.of(rule, automaton, row.state))
         self._count("masked_tokens", masked)
         self._count(f"masked_tokens:{row.rule.slot}", masked)
