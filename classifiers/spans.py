@@ -8,17 +8,27 @@ corrupted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from guard.classifiers.chat_template import Role, read_template
 from guard.classifiers.token_bytes import read_tokenizer
 from guard.verdict import DecodedPrompt, Span
 
 _REPLACEMENT = "\ufffd"
-_PROBES = ("Qsystemprobe", "Quserprobe", "Qassistantprobe", "Qlastprobe")
-# a fixed string of a template that has no special token is only trusted from this length on
-_MIN_PLAIN_MARKER = 3
+# what the user types or the operator sets; answers and the output of tools are neither
+_WRITTEN = ("system", "user")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation: whose it is, and its half-open character range in the prompt's text."""
+
+    role: Role
+    start: int
+    end: int
 
 
 class PromptDecoder:
@@ -29,7 +39,7 @@ class PromptDecoder:
         self._pieces = [piece or b"" for piece in read.pieces]
         self._special = read.special_ids
         special_texts = [self._pieces[i].decode("utf-8", "replace") for i in self._special if i < len(self._pieces)]
-        self._markers, self._user_header = _template_markers(tokenizer, special_texts)
+        self._template = read_template(tokenizer, special_texts)
 
     def decode(self, token_ids: Sequence[int]) -> DecodedPrompt:
         """Text of `token_ids` (special tokens included, undecodable bytes as U+FFFD) with one range per token."""
@@ -70,7 +80,7 @@ class PromptDecoder:
 
     def last_turn(self, prompt: DecodedPrompt) -> Span:
         """Character span of the last user turn; the whole text where no turn can be told apart."""
-        header = self._user_header
+        header = self._template.user_header
         position = prompt.text.rfind(header) if header else -1
         if position < 0:
             return 0, len(prompt.text)
@@ -82,9 +92,33 @@ class PromptDecoder:
                 break
         return start, max(start, end)
 
+    def turn_roles(self, prompt: DecodedPrompt) -> tuple[Turn, ...]:
+        """The turns that are not empty, in order, with their roles as the chat template writes them.
+
+        A prompt without the template is one turn of the user. What stands before the first turn is the operator's or
+        the template's own ("system"). Text that nothing known opens belongs to the turn before it. A template that
+        writes two roles alike has both told as the user's.
+        """
+        found: list[Turn] = []
+        opened = False
+        for start, end in turns(prompt):
+            if not prompt.text[start:end].strip():
+                continue
+            role = self._template.role_after(prompt.text[max(0, start - self._template.reach) : start])
+            opened |= role is not None
+            if role is not None or not found:
+                found.append(Turn(role or "system", start, end))
+            else:
+                found[-1] = Turn(found[-1].role, found[-1].start, end)
+        return tuple(found if opened else [Turn("user", turn.start, turn.end) for turn in found])
+
+    def written_spans(self, prompt: DecodedPrompt) -> tuple[Span, ...]:
+        """Character ranges that the user or the operator wrote: no answer of the model, no output of a tool."""
+        return tuple((turn.start, turn.end) for turn in self.turn_roles(prompt) if turn.role in _WRITTEN)
+
     def _template_spans(self, text: str) -> list[Span]:
         spans = []
-        for marker in self._markers:
+        for marker in self._template.markers:
             position = text.find(marker)
             while position >= 0:
                 spans.append((position, position + len(marker)))
@@ -157,51 +191,3 @@ def _decode_damaged(data: bytes) -> tuple[str, np.ndarray[Any, np.dtype[np.int64
 def _character_index(data: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
     values = np.frombuffer(data, np.uint8)
     return np.cumsum((values & 0xC0) != 0x80, dtype=np.int64) - 1
-
-
-def _template_markers(tokenizer: Any, special_texts: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """Fixed strings that the chat template puts around contents, and the one that opens a user turn."""
-    if not getattr(tokenizer, "chat_template", None):
-        return (), ""
-    system, user, assistant, last = _PROBES
-    dialogue = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    dialogue.append({"role": "user", "content": last})
-    segments: list[str] = []
-    header = ""
-    for messages in ([{"role": "system", "content": system}, *dialogue], dialogue):
-        rendered = _render(tokenizer, messages)
-        if rendered is None:
-            continue
-        pieces = _between(rendered, [message["content"] for message in messages])
-        segments += pieces
-        header = _common_suffix(pieces[-4], pieces[-2])
-    markers = {
-        segment
-        for segment in {*segments, *(segment.strip() for segment in segments)}
-        if len(segment.strip()) >= _MIN_PLAIN_MARKER or any(text and text in segment for text in special_texts)
-    }
-    return tuple(sorted((marker for marker in markers if marker), key=len, reverse=True)), header
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
-    try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    # a template may refuse a role by any error of its own
-    except Exception:  # noqa: BLE001
-        return None
-    return rendered if isinstance(rendered, str) and all(m["content"] in rendered for m in messages) else None
-
-
-def _between(text: str, contents: Sequence[str]) -> list[str]:
-    pieces = []
-    for content in contents:
-        before, _, text = text.partition(content)
-        pieces.append(before)
-    return [*pieces, text]
-
-
-def _common_suffix(first: str, second: str) -> str:
-    length = 0
-    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
-        length += 1
-    return first[len(first) - length :]
