@@ -1,16 +1,20 @@
-"""The strings a tenant's answers must not contain.
+"""The strings that a tenant's answers must not contain.
 
-A target may list them. Otherwise they are the key phrases of its answers that its examples do not contain: quoted
-titles and capitalised names of people, places and works. Matching needs only a left word edge, so a phrase also covers
-its own inflections; very short and very common words are left out, since forbidding them would break ordinary text.
+Phrases: a target may list them. Otherwise they are the key phrases of its answers that its examples do not contain:
+quoted titles and capitalised names of people, places and works; very short and very common words are left out, since
+forbidding them would break ordinary text. Names: the target's own, in their forms (`name_masks`). Protected texts:
+their runs of words (`verbatim`). Matching needs only a left word edge, so a string also covers its own inflections.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from guard.classifiers.name_masks import masked_names
 from guard.classifiers.normalize import SEPARATOR, mask_form
+from guard.classifiers.verbatim import verbatim_runs
 from guard.policy import Target, Tenant
 
 MINIMUM_CHARACTERS = 4
@@ -48,13 +52,40 @@ _COMMON = frozenset(
 class Pattern:
     """A forbidden string in mask form, and the target it belongs to.
 
-    `explicit` says that the operator listed it; `allow_echo` that it may be repeated when the user typed it.
+    `explicit` says that the operator listed it; `allow_echo` that it may be repeated when the user typed it; `name`
+    that it is a form of the target's name; `always` that it is forbidden in every answer, not in flagged ones only.
     """
 
     text: str
     target_index: int
     allow_echo: bool
     explicit: bool
+    name: bool = False
+    always: bool = False
+
+
+def forbidden_patterns(tenant: Tenant) -> tuple[Pattern, ...]:
+    """All strings forbidden in answers to flagged prompts, sorted by mask form, each once.
+
+    A string of several targets may be echoed only if all of them allow it, and is forbidden as widely as any asks.
+    """
+    found: dict[str, Pattern] = {}
+    for index, target in enumerate(tenant.targets):
+        for new in _of_target(tenant, index, target):
+            old = found.get(new.text)
+            found[new.text] = new if old is None else Pattern(
+                new.text, old.target_index, old.allow_echo and new.allow_echo, old.explicit or new.explicit,
+                old.name or new.name, old.always or new.always,
+            )
+    return tuple(found[text] for text in sorted(found))
+
+
+def always_patterns(tenant: Tenant) -> tuple[Pattern, ...]:
+    """Those of `forbidden_patterns` that are forbidden in every answer of the tenant.
+
+    They are the strings that the operator listed, names under `forbid_name: always`, and protected texts.
+    """
+    return tuple(pattern for pattern in forbidden_patterns(tenant) if pattern.always)
 
 
 def default_forbid(target: Target) -> tuple[str, ...]:
@@ -90,24 +121,19 @@ def acceptable(phrase: str) -> bool:
     )
 
 
-def forbidden_patterns(tenant: Tenant) -> tuple[Pattern, ...]:
-    """All forbidden strings of a tenant, sorted by mask form, each once.
-
-    A string of several targets may be echoed only if all of them allow it.
-    """
-    found: dict[str, Pattern] = {}
-    for index, target in enumerate(tenant.targets):
-        explicit = target.forbid is not None
-        for phrase in default_forbid(target):
-            text = mask_form(phrase)
-            known = found.get(text)
-            found[text] = Pattern(
-                text,
-                known.target_index if known else index,
-                target.allow_echo and (known is None or known.allow_echo),
-                explicit or (known is not None and known.explicit),
-            )
-    return tuple(found[text] for text in sorted(found))
+def _of_target(tenant: Tenant, index: int, target: Target) -> Iterator[Pattern]:
+    """The patterns of one target; the same string may come more than once."""
+    echo, explicit = target.allow_echo, target.forbid is not None
+    for phrase in default_forbid(target):
+        yield Pattern(mask_form(phrase), index, echo, explicit, always=explicit)
+    for form, always in masked_names(target, target.forbid_name or tenant.policy.forbid_name):
+        text = mask_form(form)
+        if text and len(text) <= MAXIMUM_CHARACTERS:
+            yield Pattern(text, index, echo, explicit=False, name=True, always=always)
+    for text in target.verbatim:
+        # a run that a text repeats is one pattern; the same target asks the same of it each time
+        for run in dict.fromkeys(verbatim_runs(text, target.verbatim_words)):
+            yield Pattern(run, index, echo, explicit=False, always=True)
 
 
 def _names(text: str) -> list[str]:

@@ -50,7 +50,7 @@ async def test_unflagged_prompt_has_the_empty_plan_and_only_listed_strings_check
 async def test_a_string_that_the_user_typed_may_be_repeated(pipeline: Any) -> None:
     one = pipeline(FLAGGED)
     question = "What is the Granite Glossary about?"
-    echoing = await one.admit(tenant(), question)
+    echoing = await one.admit(tenant(forbid_name="never"), question)
     assert echoing.plan.constraint.exempt == (0,) and echoing.check is None
     strict = await one.admit(tenant(allow_echo=False), question)
     assert strict.plan.constraint.exempt == () and strict.check is not None

@@ -16,7 +16,7 @@ from guard.classifiers import automaton as automaton_module
 from guard.classifiers.automaton import Automaton
 from guard.classifiers.vocabulary import Vocabulary
 from guard.errors import ResidencyError
-from guard.policy import Target, Tenant, TenantSpec, tenant_of
+from guard.policy import Policy, Target, Tenant, TenantSpec, tenant_of
 from guard.service.residency.compiled_lists import CompiledLists
 from guard.service.residency.list_files import ListFiles
 
@@ -184,7 +184,8 @@ async def test_only_listed_strings_are_explicit_and_exemptions_follow(tmp_path: 
         Target(name="y", forbid=("Granite Glossary",)),
         Target(name="z", forbid=("Zinc Zone",), allow_echo=False),
     )
-    found = ListFiles(tmp_path, vocabulary).open(tenant_of(TenantSpec(name="t", targets=targets), 1))
+    spec = TenantSpec(name="t", policy=Policy(forbid_name="never"), targets=targets)
+    found = ListFiles(tmp_path, vocabulary).open(tenant_of(spec, 1))
     assert found is not None
     assert found.patterns.patterns == found.automaton.patterns and found.patterns.trie is found.automaton.trie
     assert found.explicit_patterns.patterns == ("granite glossary", "zinc zone")

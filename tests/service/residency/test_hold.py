@@ -28,7 +28,7 @@ async def test_a_list_is_staged_read_and_committed_once(pipeline: Any) -> None:
     await one.admit(owner)
     assert [method for method, _ in one.calls] == ["guard_stage", "guard_staged", "guard_commit"]
     path = Path(one.calls[0][1][1])
-    assert Automaton.load(path, one.vocabulary.digest, digest).patterns == ("granite glossary",)
+    assert Automaton.load(path, one.vocabulary.digest, digest).patterns == ("ameen", "granite glossary", "hina ameen")
 
 
 async def test_a_prompt_without_a_flag_needs_no_slot(pipeline: Any) -> None:
