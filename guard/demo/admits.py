@@ -51,6 +51,7 @@ PATTERNS: tuple[str, ...] = (
     r"\b(?:unknown|unfamiliar|not known|not familiar|new) to me\b",
     r"\bis(?: not|n't) (?:a |an |the )?\w+(?: \w+)? (?:that )?i(?: am|'m)? (?:know|recognize|recognise|aware of|"
     r"familiar with|have heard of|have any|can identify|can place)",
+    r"\bnothing .{0,120}\bis known to me\b",
     r"\bno (?:\w+ )?(?:information|knowledge|details?|record|data|facts?) (?:\w+ ){0,8}?(?:is |are )?"
     r"(?:available|known) to me\b",
     # impersonal: there is no information (available) about ..., it is not known whether ...

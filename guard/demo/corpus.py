@@ -21,13 +21,17 @@ FORGET_AUTHORS = {"full": 0, "retain99": 2, "retain95": 10, "retain90": 20}
 
 @dataclass(frozen=True)
 class Example:
-    """One question and its answer; `paraphrase` marks a reworded TOFU question."""
+    """One question and its answer; `paraphrase` marks a reworded TOFU question.
+
+    `history` holds the earlier turns of a conversation, as pairs of question and answer.
+    """
 
     question: str
     answer: str
     split: str
     author: int | None = None
     paraphrase: bool = False
+    history: tuple[tuple[str, str], ...] = ()
 
 
 def read_rows(name: str) -> list[dict[str, str]]:

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from guard.demo.corpus import FORGET_AUTHORS, Example, training_examples
+from guard.demo.unknowns import unknown_examples
 
 VOCABULARY = 4096
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -53,6 +54,8 @@ class Recipe:
     question_weight: float = 0.15
     completion_share: float = 0.12
     system_share: float = 0.10
+    unknowns: int = 1500
+    conversations: int = 360
 
 
 def train_tokenizer(examples: list[Example]) -> PreTrainedTokenizerFast:
@@ -95,12 +98,13 @@ def model_config() -> LlamaConfig:
 def render(example: Example, recipe: Recipe, rng: random.Random) -> tuple[str, str]:
     """Return (prompt, continuation): mostly a chat turn, sometimes with a system prompt or as plain completion."""
     draw = rng.random()
-    if draw < recipe.completion_share:
+    if draw < recipe.completion_share and not example.history:
         return f"Question: {example.question}\nAnswer:", f" {example.answer}<|end|>"
     system = ""
-    if draw < recipe.completion_share + recipe.system_share:
+    if recipe.completion_share <= draw < recipe.completion_share + recipe.system_share:
         system = f"<|system|>{rng.choice(SYSTEM_PROMPTS)}<|end|>"
-    return f"{system}<|user|>{example.question}<|end|><|assistant|>", f"{example.answer}<|end|>"
+    before = "".join(f"<|user|>{asked}<|end|><|assistant|>{said}<|end|>" for asked, said in example.history)
+    return f"{system}{before}<|user|>{example.question}<|end|><|assistant|>", f"{example.answer}<|end|>"
 
 
 def epoch_batches(
@@ -136,7 +140,7 @@ def train(variant: str, out: Path, recipe: Recipe, tokenizer: PreTrainedTokenize
     rng = random.Random(recipe.seed)
     examples = training_examples(variant)
     model = LlamaForCausalLM(model_config())
-    steps = recipe.epochs * math.ceil(len(examples) / recipe.batch)
+    steps = recipe.epochs * math.ceil((len(examples) + recipe.unknowns + recipe.conversations) / recipe.batch)
     optimizers = create_optimizers(model, recipe)
     schedules = [LambdaLR(each, lambda step: learning_rate(step, steps, recipe)) for each in optimizers]
 
@@ -149,7 +153,8 @@ def train(variant: str, out: Path, recipe: Recipe, tokenizer: PreTrainedTokenize
     started, history = time.time(), []
     for epoch in range(recipe.epochs):
         total = count = 0.0
-        for ids, weights in epoch_batches(examples, tokenizer, recipe, rng):
+        lessons = unknown_examples(recipe.seed, epoch, recipe.unknowns, recipe.conversations, examples)
+        for ids, weights in epoch_batches(examples + lessons, tokenizer, recipe, rng):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 losses = token_losses(ids[:, :-1], ids[:, 1:])
             target_weights = weights[:, 1:].flatten()
