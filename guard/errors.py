@@ -10,6 +10,7 @@
     ├── DetectorError         the detector failed, timed out or returned NaN: the verdict is unknown
     ├── ResidencyError        an intervention could not be made resident in the engine
     └── RequestRefused        a request that the gate does not let through; carries the HTTP shape
+        └── AnsweredRefusal   one that is answered with HTTP 200: the answer is a refusal
 
 Messages say what was wrong, where, and what to do. They never contain prompts, keys or forget terms.
 """
@@ -78,3 +79,15 @@ class RequestRefused(GuardError):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+
+
+class AnsweredRefusal(RequestRefused):
+    """A request that is answered with HTTP 200 and a refusal in place of the model's words.
+
+    `text` is what the answer says, `prompt_tokens` the length of the refused prompt in tokens (0: not counted).
+    """
+
+    def __init__(self, text: str, *, prompt_tokens: int = 0, param: str | None = None) -> None:
+        super().__init__("the prompt is refused by policy", status=200, code="content_filter", param=param)
+        self.text = text
+        self.prompt_tokens = prompt_tokens

@@ -25,6 +25,7 @@ from guard.policy import Tenant
 from guard.service.door import body as json_body
 from guard.service.door.errors import ErrorResponse, error_response, refusal_response, unavailable
 from guard.service.door.hold import HeldResponse, Send, send_json
+from guard.service.door.refusal_answer import Asked
 from guard.service.door.rules import ROUTES as GENERATION_ROUTES
 from guard.service.door.rules import RuleContext, apply_rules
 
@@ -137,7 +138,8 @@ class GuardMiddleware:
             await send_json(send, error_response(500), (("x-request-id", request_id),))
             return
         context = RequestContext(request_id, tenant, ruled.prompts, ruled.prompt_field)
-        await self._generate(context, fresh_scope(scope, request_id), json_body.serialise(ruled.body), receive, send)
+        asked = Asked(route, ruled.body, ruled.prompts)
+        await self._generate(context, asked, fresh_scope(scope, request_id), receive, send)
 
     def _refused(self, error: RequestRefused, tenant: Tenant | None, request_id: str) -> None:
         self._directory.count_refused(error.code, tenant)
@@ -189,8 +191,9 @@ class GuardMiddleware:
         return bytes(chunks)
 
     async def _generate(
-        self, context: RequestContext, scope: Scope, body: bytes, receive: Receive, send: Send
+        self, context: RequestContext, asked: Asked, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        body = json_body.serialise(asked.body)
         scope["headers"].append((b"content-length", str(len(body)).encode()))
         sent = False
 
@@ -201,7 +204,7 @@ class GuardMiddleware:
             sent = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        held = HeldResponse(context, send)
+        held = HeldResponse(context, asked, send)
         token = CURRENT_REQUEST.set(context)
         try:
             with self._directory.running():

@@ -71,9 +71,9 @@ def refusal_response(error: RequestRefused) -> ErrorResponse:
     )
 
 
-def content_filter_refusal(param: str = "messages") -> RequestRefused:
-    """A prompt that policy refuses, in the shape of Azure's content filter."""
-    return RequestRefused(CONTENT_FILTER_MESSAGE, code="content_filter", param=param)
+def content_filter_refusal(param: str = "messages", message: str = "") -> RequestRefused:
+    """A prompt that policy refuses, in the shape of Azure's content filter; `message` in place of the usual one."""
+    return RequestRefused(message or CONTENT_FILTER_MESSAGE, code="content_filter", param=param)
 
 
 def unavailable(retry_after_s: int = 2) -> RequestRefused:

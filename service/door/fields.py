@@ -122,8 +122,23 @@ def turns(value: Any, name: str, allowed: set[str], part_type: str) -> list[dict
         if not isinstance(turn.get("role"), str) or turn["role"] not in ROLES:
             raise refused("Unknown role.", f"{place}.role")
         kind = part_type if turn["role"] != "assistant" or part_type == "text" else "output_text"
-        turns.append({"role": turn["role"], "content": content(turn.get("content"), f"{place}.content", kind)})
+        said = _with_refusals(turn, place) if turn["role"] == "assistant" else turn.get("content")
+        turns.append({"role": turn["role"], "content": content(said, f"{place}.content", kind)})
     return turns
+
+
+def _with_refusals(turn: dict[str, Any], place: str) -> Any:
+    """What an assistant's turn said; a refusal, which clients send back as it came, is text to the model."""
+    said = turn.get("content")
+    if said is None and turn.get("refusal") is not None:
+        return text(turn["refusal"], f"{place}.refusal")
+    if not isinstance(said, list):
+        return said
+    return [
+        {"type": "text", "text": text(part.get("refusal"), f"{place}.content[{position}].refusal")}
+        if isinstance(part, dict) and part.get("type") == "refusal" and set(part) == {"type", "refusal"} else part
+        for position, part in enumerate(said)
+    ]
 
 
 def prompt(value: Any, name: str) -> Any:

@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from guard.engine.admission import RequestContext
+from guard.errors import AnsweredRefusal
 from guard.service.door.errors import ErrorResponse, engine_error, error_response, refusal_response
+from guard.service.door.refusal_answer import Asked, refusal_answer
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 KEPT_HEADERS = frozenset({b"content-type", b"content-length", b"cache-control", b"retry-after", b"x-accel-buffering"})
@@ -23,8 +25,9 @@ EVENT = b"data: "
 class HeldResponse:
     """The `send` of one request."""
 
-    def __init__(self, context: RequestContext, send: Send) -> None:
+    def __init__(self, context: RequestContext, asked: Asked, send: Send) -> None:
         self._context = context
+        self._asked = asked
         self._send = send
         self._waiting: list[MutableMapping[str, Any]] = []
         self._status = 200
@@ -59,6 +62,9 @@ class HeldResponse:
         if self._started:
             # headers are out: close the stream without an end marker, so that the client sees a broken answer
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        elif isinstance(context.refusal, AnsweredRefusal):
+            answer = refusal_answer(self._asked, context.refusal)
+            await send_whole(self._send, 200, answer.content_type, answer.body, self._headers())
         elif context.refusal is not None:
             await send_json(self._send, refusal_response(context.refusal), self._headers())
         elif self.failed or not self._waiting:
@@ -105,7 +111,14 @@ def without_engine_text(message: MutableMapping[str, Any]) -> MutableMapping[str
 
 async def send_json(send: Send, response: ErrorResponse, headers: Iterable[tuple[str, str]]) -> None:
     """Send a whole JSON response."""
-    pairs = [("content-type", "application/json"), ("content-length", str(len(response.body)))]
-    encoded = [(name.encode(), value.encode()) for name, value in (*pairs, *response.headers, *headers)]
-    await send({"type": "http.response.start", "status": response.status, "headers": encoded})
-    await send({"type": "http.response.body", "body": response.body, "more_body": False})
+    await send_whole(send, response.status, "application/json", response.body, (*response.headers, *headers))
+
+
+async def send_whole(
+    send: Send, status: int, content_type: str, body: bytes, headers: Iterable[tuple[str, str]]
+) -> None:
+    """Send a response that is known as a whole."""
+    pairs = [("content-type", content_type), ("content-length", str(len(body)))]
+    encoded = [(name.encode(), value.encode()) for name, value in (*pairs, *headers)]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
