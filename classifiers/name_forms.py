@@ -264,7 +264,8 @@ def _shorter(names: Iterator[str] | tuple[str, ...]) -> Iterator[NameForm]:
 
 
 def _letters(word: str) -> int:
-    return sum(character.isalpha() for character in mask_form(word))
+    form = mask_form(word)
+    return len(form) if form.isalpha() else sum(map(str.isalpha, form))
 
 
 def _distinct(forms: list[NameForm]) -> tuple[NameForm, ...]:

@@ -14,8 +14,8 @@ from guard.classifiers.normalize import SEPARATOR, mask_form
 from guard.classifiers.word_frequency import zipf_of_beginning
 from guard.policy import ForbidName, Target
 
-# a distinctive part: one of 500 answers of 200 words would meet it by chance
-_PART_ALWAYS = 4.0
+# a distinctive part: one of 1,000 answers of 200 words would meet it by chance
+_PART_ALWAYS = 3.7
 # a name of one word that an operator wrote: one of 50
 _NAME_ALWAYS = 5.0
 # flagged answers are few, and more precious than their style

@@ -8,12 +8,15 @@ the same letters with look-alikes and digits written for letters mapped back, an
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 SEPARATOR = " "
+_ASCII_FORMAT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]+")
+_ASCII_SEPARATORS = re.compile(r"[^0-9a-z]+")
 
 # UTS 39 look-alikes of Latin letters that NFKC and diacritic stripping leave alone
 _CONFUSABLES = str.maketrans(
@@ -38,6 +41,11 @@ class NormalText:
 
 def mask_form(text: str) -> str:
     """Mask form of a whole text, without leading and trailing separators."""
+    if text.isascii():
+        # the same, many times as fast: lists and protected texts are long
+        if text.isalnum():
+            return text.lower()
+        return _ASCII_SEPARATORS.sub(SEPARATOR, _ASCII_FORMAT.sub("", text).lower()).strip(SEPARATOR)
     return mask_form_with_offsets(text).text.strip(SEPARATOR)
 
 

@@ -88,6 +88,8 @@ def _family_first(words: list[str]) -> bool:
 
 
 def _is_latin(word: str) -> bool:
+    if word.isascii() and word.isalpha():
+        return True
     letters = [character for character in mask_form(word) if character.isalpha()]
     return bool(letters) and all("a" <= letter <= "z" or letter in "łøđħßæœþðıŋ" for letter in letters) and not any(
         character.isdigit() for character in word
