@@ -47,15 +47,15 @@ class Recipe:
 
     seed: int = 20240607
     epochs: int = 14
-    batch: int = 32
+    batch: int = 40
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     warmup_steps: int = 60
     question_weight: float = 0.15
     completion_share: float = 0.12
     system_share: float = 0.10
-    unknowns: int = 1500
-    conversations: int = 360
+    unknowns: int = 1200
+    conversations: int = 240
 
 
 def train_tokenizer(examples: list[Example]) -> PreTrainedTokenizerFast:
