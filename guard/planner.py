@@ -2,13 +2,15 @@
 
     verdict     action of the policy    decision
     nothing     any                     pass      edits of every request
-    flagged     forget                  forget    corruption, constraint and edits, as far as the policy enables them
+    flagged     forget                  forget    constraint, edits, and what the mode of the answer asks for:
+                                                  `ignorance` an opening, `natural` a corruption; `refuse` refuses
     flagged     refuse                  refuse    empty plan; the request never reaches the engine
     flagged     monitor                 monitor   edits of every request; otherwise only counted
     unknown     any                     unknown   edits of every request; the failure mode decides whether it runs
 
 A plan has room for 4 packs. A prompt that needs more is refused: to drop one of them would be to let knowledge through.
-Corruption covers the tokens that name a target; where the prompt names none, the whole last user turn.
+In an answer of ignorance the prompt is not corrupted. Corruption covers the tokens that name a target; where the prompt
+names none, the whole last user turn.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from guard.lanes import edit_lanes
-from guard.plan import MAX_EXEMPT_PATTERNS, MAX_LANES, Constraint, Corruption, CorruptionKind, Plan
-from guard.policy import Tenant
+from guard.plan import MAX_EXEMPT_PATTERNS, MAX_LANES, Constraint, Corruption, CorruptionKind, OpenedAnswer, Plan
+from guard.policy import AnswerMode, Tenant
 from guard.verdict import DecodedPrompt, Span, Verdict
 
 Outcome = Literal["pass", "forget", "refuse", "monitor", "unknown"]
@@ -70,12 +72,13 @@ class Decision:
 def decide(
     tenant: Tenant, verdict: Verdict, prompt: DecodedPrompt, decoder: TokenRanges, *,
     fitted: FittedStrength | None = None, constraint_digest: str | None = None, exempt: Iterable[int] = (),
-    start: int | None = None,
+    start: int | None = None, mode: AnswerMode = "natural", wordings: tuple[str, ...] = (),
 ) -> Decision:
     """Plan for `prompt` of `tenant`.
 
     `constraint_digest` names the tenant's automaton (None: it has no forbidden strings), `exempt` the patterns that may
-    be echoed, `start` the first position that takes part in a match (default: `text_start`).
+    be echoed, `start` the first position that takes part in a match (default: `text_start`). `mode` says how a flagged
+    prompt is answered; one of `ignorance` opens with one of the `wordings`.
     """
     empty = Plan(
         tenant_index=tenant.index, policy_version=tenant.policy_version, prompt_length=max(1, len(prompt.token_ids))
@@ -83,13 +86,20 @@ def decide(
     action: Outcome = tenant.policy.action
     if verdict.unknown or not verdict.flagged:
         action = "unknown" if verdict.unknown else "pass"
+    if action == "forget" and mode == "refuse":
+        action = "refuse"
     edits = edit_lanes(tenant, verdict.hits if action == "forget" else ())
     if action == "refuse" or len(edits) > MAX_LANES:
         return Decision("refuse", empty)
     plan = empty.model_copy(update={"edits": edits})
     if action != "forget":
         return Decision(action, plan)
-    corruption = _corruption(tenant, verdict, prompt, decoder, fitted)
+    if mode == "ignorance" and wordings:
+        # the model completes a statement of not knowing: it must be able to read what it does not know
+        plan = plan.model_copy(update={"opening": OpenedAnswer(wordings=wordings, start=len(prompt.token_ids))})
+        corruption = None
+    else:
+        corruption = _corruption(tenant, verdict, prompt, decoder, fitted)
     constraint = None
     if tenant.policy.constraint.enabled and constraint_digest is not None:
         constraint = constraint_of(prompt, constraint_digest, exempt, start)

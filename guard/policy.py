@@ -58,8 +58,8 @@ class Target(_Schema):
     allow_echo: Annotated[bool, Field(description="A forbidden string that the user typed may be repeated.")] = True
     kind: Annotated[
         Kind | None,
-        Field(description="What the name names; decides which forms of it are recognised and forbidden. Default: guessed. "
-                          "A `topic` is found by meaning, and its name may be said."),
+        Field(description="What the name names; decides which forms of it are recognised and forbidden. Default: "
+                          "guessed. A `topic` is found by meaning, and its name may be said."),
     ] = None
     forbid_name: Annotated[
         ForbidName | None, Field(description="As `policy.forbid_name`, for this target alone.")
@@ -192,8 +192,8 @@ class Policy(_Schema):
     ] = "always"
     name_forms: Annotated[
         NameForms,
-        Field(description="Whether a part of a name (surname, first name) flags a prompt: `strict`: always; `balanced`: "
-                          "where it is distinctive or the sentence fits."),
+        Field(description="Whether a part of a name (surname, first name) flags a prompt: `strict`: always; "
+                          "`balanced`: where it is distinctive or the sentence fits."),
     ] = "balanced"
     answer: AnswerPolicy = AnswerPolicy()
     detector: DetectorPolicy = DetectorPolicy()

@@ -64,6 +64,11 @@ class OutputMatcher:
         self._harmless = _harmless_nodes(patterns, exempt)
         self.go_back(_node_after(patterns.trie, seed))
 
+    @property
+    def found(self) -> int:
+        """Index of the longest forbidden string that was completed; -1 without a hit."""
+        return self._trie.pattern_of(self._candidate()) if self.hit else -1
+
     def fork(self) -> OutputMatcher:
         """An independent matcher that has read the same text; costs no more than the text that is held."""
         other = copy.copy(self)

@@ -21,11 +21,13 @@ from guard.classifiers.spans import PromptDecoder
 from guard.engine.admission import Admission, RequestContext
 from guard.errors import DetectorError, RequestRefused, ResidencyError
 from guard.metrics import Metrics
-from guard.plan import Constraint, Plan
+from guard.plan import OpenedAnswer, Plan
 from guard.planner import Decision, FittedStrength, constraint_of, decide
 from guard.policy import Tenant
+from guard.salt import salt_plan
 from guard.service.door.errors import content_filter_refusal, unavailable
-from guard.service.output_check import output_check
+from guard.service.openings import answer_mode, bridges_for, openings_for
+from guard.service.output_check import flagged_check, output_check
 from guard.service.residency.compiled_lists import CompiledLists, needs_list
 from guard.service.residency.hold import Hold, Residency
 from guard.service.residency.list_files import CompiledList
@@ -116,6 +118,30 @@ class GatePipeline:
             plan = plan.model_copy(update={"prompt_length": len(token_ids), "answer_start": plan.phase_boundary})
             return self._sign(tenant, plan, token_ids, leave.admission)
 
+    async def flag(self, context: RequestContext, leave: GateLeave, token_ids: Sequence[int], text: str) -> Admission:
+        """Admit a generation again because its answer named a target; `text` of the answer cannot be taken back."""
+        tenant, compiled = context.tenant, leave.compiled
+        mode = answer_mode(context)
+        with self._refusing(context):
+            if compiled is None or tenant.policy.action != "forget" or mode == "refuse":
+                raise content_filter_refusal(context.prompt_field)
+            await leave.hold.add_list(compiled.digest)
+            plan = leave.admission.plan
+            update: dict[str, object] = {"prompt_length": len(token_ids), "answer_start": plan.phase_boundary}
+            if not text:
+                update = {}
+            if tenant.policy.constraint.enabled:
+                update["constraint"] = constraint_of(leave.prompt, compiled.digest, leave.exempt)
+            question = self._question(leave.prompt)
+            wordings = bridges_for(question) if text else openings_for(tenant, question)
+            if mode == "ignorance" and wordings:
+                update["opening"] = OpenedAnswer(wordings=wordings, start=len(token_ids))
+            plan = plan.model_copy(update=update)
+            check = flagged_check(tenant, plan, compiled, leave.exempt, leave.prompt, text)
+            signed = self._sign(tenant, plan, token_ids)
+        self.metrics.requests.labels(str(tenant.index), "forget", "output").inc()
+        return Admission(signed.plan, signed.ticket, signed.salt, check)
+
     async def _admit(
         self, context: RequestContext, token_ids: Sequence[int], stack: AsyncExitStack
     ) -> GateLeave:
@@ -130,12 +156,9 @@ class GatePipeline:
         if needs_list(tenant):
             with self.metrics.stage("residency"):
                 compiled = await self._lists.of(tenant)
-        exempt = compiled.exempt(prompt.text) if compiled is not None else frozenset()
+        exempt = compiled.exempt(self._written(prompt)) if compiled is not None else frozenset()
         with self.metrics.stage("plan"):
-            decision = decide(
-                tenant, verdict, prompt, self._decoder, fitted=self._fitted,
-                constraint_digest=compiled.digest if compiled is not None else None, exempt=exempt,
-            )
+            decision = self._decide(context, verdict, prompt, compiled, exempt)
         self._count(context, decision, verdict)
         self._refuse_by(decision, verdict, context)
         check = output_check(tenant, decision, verdict, compiled, exempt, prompt)
@@ -146,6 +169,28 @@ class GatePipeline:
             signed = self._sign(tenant, decision.plan, token_ids)
         admission = Admission(signed.plan, signed.ticket, signed.salt, check)
         return GateLeave(self, context, hold, prompt, compiled, exempt, admission)
+
+    def _decide(
+        self, context: RequestContext, verdict: Verdict, prompt: DecodedPrompt, compiled: CompiledList | None,
+        exempt: frozenset[int],
+    ) -> Decision:
+        mode = answer_mode(context)
+        wordings: tuple[str, ...] = ()
+        if verdict.flagged and mode == "ignorance":
+            wordings = openings_for(context.tenant, self._question(prompt))
+        return decide(
+            context.tenant, verdict, prompt, self._decoder, fitted=self._fitted, mode=mode, wordings=wordings,
+            constraint_digest=compiled.digest if compiled is not None else None, exempt=exempt,
+        )
+
+    def _written(self, prompt: DecodedPrompt) -> str:
+        """What the user and the operator wrote: an earlier answer does not allow its strings again."""
+        return "\n".join(prompt.text[start:end] for start, end in self._decoder.written_spans(prompt))
+
+    def _question(self, prompt: DecodedPrompt) -> str:
+        """What the user asked last."""
+        start, end = self._decoder.last_turn(prompt)
+        return prompt.text[start:end]
 
     @contextmanager
     def _refusing(self, context: RequestContext) -> Iterator[None]:
@@ -235,6 +280,11 @@ class GateLeave:
         self.admission = await self.gate.resume(self.context, self, token_ids)
         return self.admission
 
+    async def flag(self, token_ids: Sequence[int], text: str) -> Admission:
+        """Admit the generation again as a flagged one, because its answer named a target. Raises RequestRefused."""
+        self.admission = await self.gate.flag(self.context, self, token_ids, text)
+        return self.admission
+
     async def similar(self, sentence: str) -> bool:
         """Whether a sentence means an answer of the targets that the prompt touched. Raises DetectorError."""
         check = self.admission.check
@@ -250,17 +300,3 @@ class GateLeave:
         if filtered:
             metrics.filtered.inc(filtered)
             metrics.requests.labels(str(self.context.tenant.index), "content_filter", "output").inc(filtered)
-
-
-def salt_plan(plan: Plan) -> Plan:
-    """The part of a plan that cached blocks depend on: not the prompt's length, nor where a constraint begins.
-
-    Without this, two turns of one conversation would never share a block. Only edits of one phase depend on where the
-    answer begins: their next turn reads tokens as a prompt that were edited as an answer.
-    """
-    constraint = plan.constraint
-    if constraint is not None:
-        constraint = Constraint(digest=constraint.digest, start=0)
-    phased = any(edit.phase != "both" for edit in plan.edits)
-    boundary = plan.phase_boundary if phased else 1
-    return plan.model_copy(update={"prompt_length": boundary, "answer_start": None, "constraint": constraint})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from guard.engine.admission import OutputCheck
+from guard.engine.admission import IgnoranceEnd, OutputCheck
+from guard.plan import Plan
 from guard.planner import Decision, text_start
 from guard.policy import Tenant
 from guard.sentences import unfinished
@@ -13,30 +14,53 @@ from guard.verdict import DecodedPrompt, Verdict
 _NO_PATTERNS = PatternSet.compile(())
 
 
+def flagged_check(
+    tenant: Tenant, plan: Plan, compiled: CompiledList, exempt: frozenset[int], prompt: DecodedPrompt, text: str
+) -> OutputCheck:
+    """What the rest of an answer is compared with after it has named a target; `text` of it was said."""
+    seed = _seed(prompt) + text
+    end = None
+    if plan.opening is not None:
+        # what was said and the words that end it count as sentences of their own
+        end = IgnoranceEnd(plan.opening.wordings, tenant.policy.answer.sentences if not text else 1)
+    return OutputCheck(OutputMatcher(compiled.patterns, exempt, seed), tenant.policy.output.max_rollbacks, end=end)
+
+
 def output_check(
     tenant: Tenant, decision: Decision, verdict: Verdict, compiled: CompiledList | None, exempt: frozenset[int],
     prompt: DecodedPrompt,
 ) -> OutputCheck | None:
-    """Flagged (or unknown) prompts are compared with all patterns, others with those named in the list itself.
+    """Flagged (or unknown) prompts are compared with all patterns, others with those that no answer may contain.
 
-    Answers to flagged prompts are also compared by meaning, where the policy says so, with the targets of the verdict.
-    `exempt` are indices into the list's patterns. None: there is nothing to compare with.
+    An answer that names a target although its prompt did not belongs to a flagged prompt from then on. Answers to
+    flagged prompts are also compared by meaning, where the policy says so, with the targets of the verdict. `exempt`
+    are indices into the list's patterns. None: there is nothing to compare with, and no end to look for.
     """
     policy = tenant.policy.output
+    end = None
+    if decision.plan.opening is not None:
+        end = IgnoranceEnd(decision.plan.opening.wordings, tenant.policy.answer.sentences)
     if not policy.enabled or decision.action == "monitor":
-        return None
+        return OutputCheck(OutputMatcher(_NO_PATTERNS), 0, end=end) if end is not None else None
     targets: tuple[int, ...] = ()
     if policy.semantic and decision.action == "forget":
         targets = tuple(hit.target for hit in verdict.hits if tenant.targets[hit.target].answers)
-    patterns, allowed = _NO_PATTERNS, exempt
+    patterns, allowed, names = _NO_PATTERNS, exempt, frozenset[int]()
     if compiled is not None:
         patterns = compiled.patterns
         if decision.action == "pass":
-            patterns, allowed = compiled.explicit_patterns, compiled.explicit_exempt(exempt)
-    if len(allowed) == len(patterns.patterns) and not targets:
+            patterns, allowed = compiled.always_patterns, compiled.in_always(exempt)
+            names = compiled.in_always(compiled.names)
+    if len(allowed) == len(patterns.patterns) and not targets and end is None:
         return None
-    start = text_start(prompt)
-    seed = prompt.text[prompt.offsets[start][0] :] if start < len(prompt.offsets) else ""
+    seed = _seed(prompt)
     return OutputCheck(
-        OutputMatcher(patterns, allowed, seed), policy.max_rollbacks, targets, unfinished(seed) if targets else ""
+        OutputMatcher(patterns, allowed, seed), policy.max_rollbacks, targets, unfinished(seed) if targets else "",
+        names, end,
     )
+
+
+def _seed(prompt: DecodedPrompt) -> str:
+    """Text of the prompt with which the answer is one text."""
+    start = text_start(prompt)
+    return prompt.text[prompt.offsets[start][0] :] if start < len(prompt.offsets) else ""

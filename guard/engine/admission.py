@@ -51,18 +51,30 @@ CURRENT_REQUEST: ContextVar[RequestContext | None] = ContextVar("guard_request",
 
 
 @dataclass(frozen=True, slots=True)
+class IgnoranceEnd:
+    """An answer that opens with one of `wordings` ends after `sentences`."""
+
+    wordings: tuple[str, ...]
+    sentences: int
+
+
+@dataclass(frozen=True, slots=True)
 class OutputCheck:
-    """What the generated text is compared with.
+    """What the generated text is compared with, and where it ends.
 
     `matcher` has read the text before the answer, of which a forbidden string may be the end; every choice forks it.
     `targets` are the targets whose answers each sentence is compared with by meaning (none: not compared);
-    `opened_sentence` is the text before the answer that belongs to its first sentence.
+    `opened_sentence` is the text before the answer that belongs to its first sentence. `names` are the strings of the
+    matcher that name a target: an answer that contains one belongs to a flagged request. `end` says where an answer of
+    ignorance ends.
     """
 
     matcher: OutputMatcher
     max_rollbacks: int
     targets: tuple[int, ...] = ()
     opened_sentence: str = ""
+    names: frozenset[int] = frozenset()
+    end: IgnoranceEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,14 @@ class Leave(Protocol):
 
     async def resume(self, token_ids: Sequence[int]) -> Admission:
         """Admit the continuation after a roll-back, with the constraint on. Raises RequestRefused."""
+        ...
+
+    async def flag(self, token_ids: Sequence[int], text: str) -> Admission:
+        """Admit the generation again as one whose prompt was flagged, because its answer named a target.
+
+        `text` is what was said of the answer and cannot be taken back; `token_ids` are the prompt and the tokens of
+        `text`. The admission has a check of its own. Raises RequestRefused.
+        """
         ...
 
     async def similar(self, sentence: str) -> bool:

@@ -1,6 +1,8 @@
 """One choice of a checked answer: hold back, compare, and roll back where a forbidden string appears.
 
-On a hit the engine's request is aborted and a new one continues from the last released token with the constraint on.
+On a hit the engine's request is aborted and a new one continues from the last released token with the constraint on. An
+answer that names a target although its prompt did not is begun anew as the answer to a flagged prompt; where text of it
+was sent already, its sentence is ended as one of not knowing.
 Where that is impossible (structured output, stop strings, roll-backs used up) the answer ends with
 `finish_reason: "content_filter"`.
 """
@@ -16,9 +18,11 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine.admission import Leave, OutputCheck
+from guard.engine.answer_ending import AnswerEnding
 from guard.engine.generation import Generation
 from guard.engine.hold_back import HoldBack
 from guard.errors import DetectorError, RequestRefused
+from guard.sentences import SentenceSplitter
 
 CONTENT_FILTER = "content_filter"
 _SEED_STEP = 1_000_003
@@ -34,30 +38,55 @@ class CheckedChoice:
         # its own from the start: another choice may be continued with another admission before this one begins
         self._admission = leave.admission
         self._max_rollbacks = check.max_rollbacks
-        self._hold_back = HoldBack(check)
+        # what is not sent piece by piece can be taken back whole
+        self._streamed = generation.params.output_kind != RequestOutputKind.FINAL_ONLY
         self._accepted: list[int] = []
+        self._said = ""
         self._last: RequestOutput | None = None
+        self._check_with(check)
 
     async def run(self) -> AsyncGenerator[Delta, None]:
         """Deltas of the answer; the last one has a finish reason."""
-        for attempt in range(self._max_rollbacks + 1):
+        attempt = rollbacks = 0
+        kept: list[Delta] = []
+        while True:
             finished = False
             try:
                 async with aclosing(self._attempt(attempt)) as deltas:
                     async for output, delta in deltas:
                         finished = finished or delta.finish_reason is not None
-                        yield output, delta
+                        if self._streamed:
+                            yield output, delta
+                        else:
+                            kept.append((output, delta))
             except DetectorError:
                 # what cannot be compared is not released, and another draw could not be compared either
                 break
             if finished:
-                return
-            if attempt == self._max_rollbacks or not await self._can_resume():
                 break
-            self._hold_back.roll_back()
+            attempt += 1
+            if self._hold_back.named and await self._flag():
+                kept = kept if self._accepted else []
+                continue
+            if rollbacks == self._max_rollbacks or not await self._can_resume():
+                break
+            rollbacks += 1
+            self._roll_back()
             self._leave.count_output(rollbacks=1)
-        self._leave.count_output(filtered=1)
-        yield self._end(CONTENT_FILTER)
+        for item in kept:
+            yield item
+        if not finished:
+            self._leave.count_output(filtered=1)
+            yield self._end(CONTENT_FILTER)
+
+    def _check_with(self, check: OutputCheck) -> None:
+        self._hold_back = HoldBack(check)
+        self._ending = AnswerEnding(check.end) if check.end is not None else None
+
+    def _roll_back(self) -> None:
+        self._hold_back.roll_back()
+        if self._ending is not None:
+            self._ending.begin_after(self._said)
 
     async def _attempt(self, attempt: int) -> AsyncGenerator[Delta, None]:
         """One generation, up to its end or the first forbidden string."""
@@ -70,14 +99,36 @@ class CheckedChoice:
                 self._last = output
                 if not output.outputs:
                     continue
-                hit = self._hold_back.push(output.outputs[0]) or await self._similar()
+                delta = output.outputs[0] if self._ending is None else self._ending.cut(output.outputs[0])
+                hit = self._hold_back.push(delta) or await self._similar()
                 clean = self._hold_back.pop_clean()
                 if clean:
                     yield output, self._release(clean)
                 if self._hold_back.waits:
-                    self._leave.count_output(held_back=len(output.outputs[0].token_ids))
-                if hit:
+                    self._leave.count_output(held_back=len(delta.token_ids))
+                if hit or delta.finish_reason is not None:
                     return
+
+    async def _flag(self) -> bool:
+        """The answer named a target that the prompt did not: go on as a flagged one, if that can be done."""
+        params = self._generation.params
+        taken_back = not self._streamed or not self._accepted
+        # past its first sentence an answer is about something else: there the name alone is kept out
+        if params.structured_outputs is not None or SentenceSplitter().feed(self._said):
+            return False
+        if not taken_back and params.stop:
+            return False
+        if taken_back:
+            self._accepted.clear()
+            self._said = ""
+        try:
+            self._admission = await self._leave.flag(self._tokens_so_far(), self._said)
+        except RequestRefused:
+            return False
+        if self._admission.check is None:
+            return False
+        self._check_with(self._admission.check)
+        return True
 
     async def _similar(self) -> bool:
         """Compare finished sentences up to the first that means an answer. Raises DetectorError."""
@@ -131,6 +182,7 @@ class CheckedChoice:
             entries: list[Any] = [entry for delta in clean for entry in delta.logprobs or ()]
             merged.logprobs = entries
         self._accepted.extend(merged.token_ids)
+        self._said += merged.text
         return merged
 
     def _end(self, reason: str) -> Delta:

@@ -28,6 +28,7 @@ class HoldBack:
 
     def __init__(self, check: OutputCheck) -> None:
         self._matcher = check.matcher.fork()
+        self._names = check.names
         self._compares = bool(check.targets)
         self._released = _Place(self._matcher.place, check.opened_sentence)
         self.roll_back()
@@ -41,6 +42,11 @@ class HoldBack:
         # a sentence that began before is compared as a whole, but only its new part waits here
         self._compared_characters = -len(self._released.sentence)
         self._sentences: deque[str] = deque()
+
+    @property
+    def named(self) -> bool:
+        """Whether the forbidden string that was found names a target, in an answer that was not flagged."""
+        return self._matcher.found in self._names
 
     @property
     def waits(self) -> bool:

@@ -167,7 +167,7 @@ class CompiledLists:
 def needs_list(tenant: Tenant) -> bool:
     """Whether answers to a tenant are ever masked or compared with strings."""
     policy = tenant.policy
-    return tenant.listed and policy.action == "forget" and (policy.constraint.enabled or policy.output.enabled)
+    return tenant.listed and policy.action != "monitor" and (policy.constraint.enabled or policy.output.enabled)
 
 
 def _key(tenant: Tenant) -> Key:

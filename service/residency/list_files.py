@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from guard.classifiers.automaton import Automaton
 from guard.classifiers.normalize import mask_form
-from guard.classifiers.phrases import Pattern, forbidden_patterns
+from guard.classifiers.phrases import Pattern, always_patterns, forbidden_patterns
 from guard.classifiers.vocabulary import Vocabulary
 from guard.errors import PackError
 from guard.policy import Tenant
@@ -35,9 +35,11 @@ log = structlog.get_logger("guard.lists")
 
 @dataclass(frozen=True, slots=True)
 class CompiledList:
-    """A compiled forget-list. `echoable` holds indices into `patterns`, `explicit` those that the operator listed.
+    """A compiled forget-list.
 
-    `patterns` is the automaton's own set, `explicit_patterns` the listed part of it with a matcher of its own.
+    `patterns` is the automaton's own set: what answers to flagged prompts may not contain. `always` are the indices of
+    those that no answer may contain, `always_patterns` the same strings with a matcher of their own. `echoable` are
+    indices of strings that may be repeated, `names` of those that name a target.
     """
 
     automaton: Automaton
@@ -45,19 +47,20 @@ class CompiledList:
     path: Path
     size_bytes: int
     echoable: frozenset[int]
-    explicit: tuple[int, ...]
+    always: tuple[int, ...]
+    names: frozenset[int]
     patterns: PatternSet
-    explicit_patterns: PatternSet
+    always_patterns: PatternSet
 
     def exempt(self, prompt_text: str) -> frozenset[int]:
         """Patterns that the prompt itself contains and that may be repeated."""
         return self.automaton.occurrences(prompt_text) & self.echoable
 
-    def explicit_exempt(self, exempt: frozenset[int]) -> frozenset[int]:
-        """`exempt` as indices into `explicit_patterns`."""
-        if not exempt:
-            return exempt
-        return frozenset(place for place, index in enumerate(self.explicit) if index in exempt)
+    def in_always(self, indices: frozenset[int]) -> frozenset[int]:
+        """`indices` into `patterns` as indices into `always_patterns`; the others are left out."""
+        if not indices:
+            return indices
+        return frozenset(place for place, index in enumerate(self.always) if index in indices)
 
 
 class ListFiles:
@@ -81,7 +84,7 @@ class ListFiles:
             automaton = Automaton.compile(forms, self._vocabulary)
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             automaton.save(path)
-        return _compiled(automaton, path, patterns)
+        return _compiled(automaton, path, patterns, always_patterns(tenant))
 
     def remove_unused(self) -> int:
         """Delete files that no start or request has used for a month; how many."""
@@ -114,18 +117,22 @@ class ListFiles:
         return automaton if automaton.patterns == forms else None
 
 
-def _compiled(automaton: Automaton, path: Path, patterns: Sequence[Pattern]) -> CompiledList:
+def _compiled(
+    automaton: Automaton, path: Path, patterns: Sequence[Pattern], everywhere: Sequence[Pattern]
+) -> CompiledList:
     index = {form: position for position, form in enumerate(automaton.patterns)}
     placed = [(index.get(mask_form(pattern.text)), pattern) for pattern in patterns]
     strict = {position for position, pattern in placed if not pattern.allow_echo}
-    explicit = tuple(sorted({position for position, each in placed if position is not None and each.explicit}))
+    found = {index.get(mask_form(pattern.text)) for pattern in everywhere}
+    always = tuple(sorted(position for position in found if position is not None))
     whole = PatternSet(automaton.patterns, automaton.trie)
-    listed = whole
-    if len(explicit) < len(automaton.patterns):
-        listed = PatternSet.compile(tuple(automaton.patterns[position] for position in explicit))
+    part = whole
+    if len(always) < len(automaton.patterns):
+        part = PatternSet.compile(tuple(automaton.patterns[position] for position in always))
     text_bytes = sum(map(len, automaton.patterns))
     return CompiledList(
         automaton, automaton.digest, path, _TABLES * automaton.bytes + 4 * text_bytes,
         echoable=frozenset(position for position, _ in placed if position is not None) - strict,
-        explicit=explicit, patterns=whole, explicit_patterns=listed,
+        always=always, names=frozenset(place for place, each in placed if place is not None and each.name),
+        patterns=whole, always_patterns=part,
     )

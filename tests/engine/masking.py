@@ -18,7 +18,7 @@ from guard.demo.train import train_tokenizer
 from guard.engine.constraints import ConstraintSlots
 from guard.engine.logits import GuardLogitsProcessor
 from guard.engine.tickets import VerifiedTickets
-from guard.plan import Constraint, Plan
+from guard.plan import Constraint, OpenedAnswer, Plan
 from guard.ticket import create_key, read_key, sign
 
 PATTERNS = ["Jaime Vasquez", "Hina Ameen", "Shale Stories"]
@@ -61,10 +61,14 @@ def wait(slots: ConstraintSlots, digest: str) -> None:
         time.sleep(0.001)
 
 
-def guarded(automaton: Automaton | None, exempt: tuple[int, ...] = (), start: int = len(PROMPT)) -> SamplingParams:
-    """Sampling params whose ticket has a constraint of `automaton`, or none."""
+def guarded(
+    automaton: Automaton | None, exempt: tuple[int, ...] = (), start: int = len(PROMPT), wordings: tuple[str, ...] = ()
+) -> SamplingParams:
+    """Sampling params whose ticket has a constraint of `automaton`, or none, and the opening `wordings`, if any."""
     constraint = None if automaton is None else Constraint(digest=automaton.digest, start=start, exempt=exempt)
     plan = Plan(tenant_index=0, policy_version="v", prompt_length=len(PROMPT), constraint=constraint)
+    if wordings:
+        plan = plan.model_copy(update={"opening": OpenedAnswer(wordings=wordings, start=len(PROMPT))})
     ticket = sign(plan, "salt", PROMPT, read_key(), now_s=time.time())
     return SamplingParams(extra_args={"guard": ticket})
 

@@ -12,7 +12,7 @@ from guard import ticket
 from guard.engine.admission import RequestContext
 from guard.errors import RequestRefused, ResidencyError, TicketError
 from guard.policy import DetectorPolicy, OutputPolicy
-from guard.service.gate import salt_plan
+from guard.salt import salt_plan
 from guard.stream import PatternSet
 from guard.verdict import NOTHING, UNKNOWN, Verdict
 from tests.service.gate_pipeline import FLAGGED, KEY, OPEN, tenant

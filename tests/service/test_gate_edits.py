@@ -11,7 +11,7 @@ import pytest
 from guard.engine.admission import RequestContext
 from guard.errors import RequestRefused
 from guard.policy import CorruptionPolicy, Policy, Tenant, TenantSpec, tenant_of
-from guard.service.gate import salt_plan
+from guard.salt import salt_plan
 from guard.verdict import UNKNOWN
 from tests.service.gate_pipeline import CALM, FLAGGED, STYLE, tenant
 

@@ -1,0 +1,109 @@
+"""Where an answer of ignorance ends: pure, character by character.
+
+The answer opens with one of given wordings and goes on in the model's own words. It ends with its sentence, and a
+single sentence already where its first clause ends: what follows a comma after "I have no information on ..." is a
+list, a guess or a change of subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from guard.sentences import SentenceSplitter
+
+# an answer that finds no end is cut off here, at the end of a word
+MAX_CHARACTERS = 240
+_CLAUSE_ENDS = ",;:—–"
+# a hyphen between spaces is a dash
+_DASH = " -"
+_WIDE_CLAUSE_ENDS = "，；：、"
+_SENTENCE_ENDS = ".?!…。？！｡।"
+_WIDE_SCRIPT = "\u3040"  # kana and ideographs begin here
+# what is left standing at the end of a clause that was cut off
+_LOOSE = " \t\"'“”‘’«»„()[]*_-/"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Text that may be said, and whether the answer ends with it."""
+
+    text: str
+    done: bool
+
+
+class AnswerEnd:
+    """Reads one answer. `wordings` are what it may open with, `sentences` how many it may have."""
+
+    def __init__(self, wordings: Sequence[str], sentences: int) -> None:
+        self._wordings = tuple(wordings)
+        self._sentences = sentences
+        self._opening: str | None = ""
+        self._read = ""
+        self._said = 0
+        self._splitter = SentenceSplitter()
+
+    def feed(self, text: str) -> Ending:
+        """Read more text; what of it may be said. Nothing may be said after the end."""
+        for character in text:
+            if self._opening is not None:
+                self._open(character)
+            elif (end := self._end(character)) is not None:
+                return Ending(self._say(end), True)
+            else:
+                self._read += character
+        return Ending(self._say(self._clear()), False)
+
+    def flush(self) -> Ending:
+        """The model has ended the answer: the rest of it, with a full stop where it has none."""
+        return Ending(self._say(self._closed(self._read)), True)
+
+    def _open(self, character: str) -> None:
+        """Follow the wordings; the answer's own words begin where none goes on."""
+        self._read += character
+        text = self._read.lstrip()
+        if text and not any(wording.startswith(text) for wording in self._wordings):
+            self._leave_opening()
+        elif text in self._wordings and not any(w.startswith(text) and w != text for w in self._wordings):
+            self._leave_opening()
+
+    def _leave_opening(self) -> None:
+        self._opening = None
+        self._splitter.feed(self._read)
+
+    def _end(self, character: str) -> str | None:
+        """The whole answer, if it ends before `character`."""
+        if self._splitter.feed(character):
+            self._sentences -= 1
+            if self._sentences <= 0:
+                return self._closed(self._read)
+        elif self._sentences == 1 and self._read and self._ends_clause(character):
+            return self._closed(self._read.rstrip(_CLAUSE_ENDS + _DASH))
+        elif len(self._read) >= MAX_CHARACTERS:
+            cut = self._read if character.isspace() else self._read.rpartition(" ")[0]
+            return self._closed(cut or self._read)
+        return None
+
+    def _ends_clause(self, character: str) -> bool:
+        ended = self._read[-1] in _CLAUSE_ENDS or self._read.endswith(_DASH)
+        return character in _WIDE_CLAUSE_ENDS or (ended and character.isspace())
+
+    def _clear(self) -> str:
+        """What is read and can no longer be cut off."""
+        kept = self._read.rstrip()
+        while kept and (kept[-1] in _CLAUSE_ENDS or kept[-1] in _LOOSE):
+            kept = kept[:-1]
+        return kept if len(kept) >= self._said else self._read[: self._said]
+
+    def _closed(self, text: str) -> str:
+        bare = text.rstrip()
+        if bare.rstrip("\"'”’)]»*_`」』）")[-1:] in tuple(_SENTENCE_ENDS) or not bare:
+            return bare
+        bare = bare.rstrip(_CLAUSE_ENDS + _WIDE_CLAUSE_ENDS + " ")
+        if len(bare) < self._said:
+            bare = text[: self._said]
+        return bare + ("。" if bare[-1:] >= _WIDE_SCRIPT else ".")
+
+    def _say(self, whole: str) -> str:
+        said, self._said = whole[self._said :], max(self._said, len(whole))
+        return said
