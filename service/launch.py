@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from guard.interventions.eco import FittedCorruption
 
 DEMO = "demo"
+SMOLLM2 = "smollm2"
 TRACES = "start_failure.log"
 log = structlog.get_logger("guard.launch")
 
@@ -72,7 +73,6 @@ def serve(model: str, extra: Sequence[str], settings: Settings) -> int:
     """Serve `model` with vLLM's flags `extra`; 0 after a drained stop. Raises ConfigurationError."""
     configure_logging(settings.log_level)
     log.info("starting", model=model, version=__version__)
-    served = resolve_model(model)
     # imported late: a wrong model name should not cost the import of vLLM
     from guard.engine import lifetime
 
@@ -81,11 +81,11 @@ def serve(model: str, extra: Sequence[str], settings: Settings) -> int:
         log.info("stopped_during_start", signal=signal_name)
 
     lifetime.stop_on_signals(stopped)
-    prepared = prepare(served, extra, settings)
-    if model == DEMO:
-        from guard.demo.setup import prepare_demo
+    prepared = prepare(resolve_model(model, settings.home), extra, settings)
+    if model in (DEMO, SMOLLM2):
+        from guard.demo.setup import DEMOS, prepare_demo
 
-        prepare_demo(prepared.store, settings.home, prepared.address)
+        prepare_demo(prepared.store, settings.home, prepared.address, DEMOS[model])
     watcher = SnapshotWatcher(prepared.store, settings.reload_interval_s)
     watcher.start()
     running.announce(settings.home, prepared.store.location, prepared.address)
@@ -140,8 +140,15 @@ def strength(fitted: FittedCorruption | None) -> dict[str, object]:
     return {"rho": fitted.rho, "scope": fitted.scope, "pack": fitted.pack[:16]}
 
 
-def resolve_model(model: str) -> ServedModel:
-    """The bundled model for `demo`, anything else as it is. Raises ConfigurationError without the bundled one."""
+def resolve_model(model: str, home: Path = Path(".guard")) -> ServedModel:
+    """The bundled model for `demo`, a small real one kept below `home` for `smollm2`, anything else as it is.
+
+    Raises ConfigurationError where the bundled model is missing or the real one cannot be fetched.
+    """
+    if model == SMOLLM2:
+        from guard.demo.real_model import real_model
+
+        return ServedModel(str(real_model(home.resolve())), SMOLLM2)
     if model != DEMO:
         return ServedModel(model, None)
     import guard.demo
