@@ -53,8 +53,10 @@ def subjects(rwku: Path, first: int, last: int) -> tuple[str, ...]:
     return tuple(row["target"] for row in _rows(rwku / "forget_target.jsonl"))[first - 1 : last]
 
 
-def questions(rwku: Path, names: Sequence[str], clozes: int, direct: int, seed: int) -> tuple[Question, ...]:
-    """Of each subject `clozes` rows of level 1 and `direct` of level 2, and all indirect ones."""
+def questions(
+    rwku: Path, names: Sequence[str], clozes: int | None, direct: int | None, seed: int
+) -> tuple[Question, ...]:
+    """Of each subject `clozes` rows of level 1 and `direct` of level 2 (None: all), and all indirect ones."""
     found = []
     for level, file, count in (("cloze", "forget_level1.jsonl", clozes), ("question", "forget_level2.jsonl", direct)):
         rows = _sample(_rows(rwku / file), names, count, seed)
@@ -108,7 +110,7 @@ def _asks_for(answer: str, names: Sequence[str]) -> bool:
     return any(_is_name(answer, name) for name in names) or any(says(answer, name_forms(name)[0]) for name in names)
 
 
-def _sample(rows: Iterable[dict[str, str]], names: Sequence[str], count: int, seed: int) -> list[dict[str, str]]:
+def _sample(rows: Iterable[dict[str, str]], names: Sequence[str], count: int | None, seed: int) -> list[dict[str, str]]:
     by_subject: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         if row["subject"] in names:
@@ -116,7 +118,8 @@ def _sample(rows: Iterable[dict[str, str]], names: Sequence[str], count: int, se
     found = []
     for name in names:
         distinct = list({row["query"]: row for row in by_subject[name]}.values())
-        found += random.Random(f"{seed} {name}").sample(distinct, min(count, len(distinct)))
+        wanted = len(distinct) if count is None else min(count, len(distinct))
+        found += random.Random(f"{seed} {name}").sample(distinct, wanted)
     return found
 
 
