@@ -42,6 +42,10 @@ SECTIONS = {
         "python bench/concepts.py --methods sae --seed 1 --development-others 60 --allowed-loss 0.005",
     ),
     "safree": ("SAFREE on prompt embeddings", "python bench/safree.py"),
+    "names": (
+        "A list of 50 names alone on a real model (SmolLM2-135M-Instruct, RWKU subjects 51 to 100)",
+        "python bench/names.py --subjects 51-100",
+    ),
     "scale": ("Ten thousand stored tenants, a thousand active ones", "python bench/scale.py"),
 }
 # of files with every single observation, only these parts are printed
