@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +38,15 @@ def test_no_opening_hides_another(language: str) -> None:
     openings = shipped_openings(language)
     hidden = [(one, other) for one in openings for other in openings if one != other and other.startswith(one)]
     assert hidden == []
+
+
+def test_no_opening_says_yes_or_no() -> None:
+    # the model would take the one that is true
+    said = {
+        "yes", "no", "ja", "nein", "oui", "non", "sí", "sì", "sim", "não", "nee", "да", "нет", "是的", "不", "はい", "いいえ"
+    }
+    openings = [opening for language in LANGUAGES for opening in shipped_openings(language)]
+    assert [opening for opening in openings if re.split("[,，、]", opening)[0].casefold() in said] == []
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
