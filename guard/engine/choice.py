@@ -106,7 +106,7 @@ class CheckedChoice:
                     yield output, self._release(clean)
                 if self._hold_back.waits:
                     self._leave.count_output(held_back=len(delta.token_ids))
-                if hit or delta.finish_reason is not None:
+                if hit or (delta.finish_reason is not None and not output.finished):
                     return
 
     async def _flag(self) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine.admission import CURRENT_REQUEST, Admission, Leave, OutputCheck, RequestContext
+from guard.engine.admission import CURRENT_REQUEST, Admission, IgnoranceEnd, Leave, OutputCheck, RequestContext
 from guard.engine.client import GuardedEngineClient
 from guard.errors import RequestRefused
 from guard.plan import Constraint, Plan
@@ -32,7 +33,8 @@ class ScriptedGate:
 
     def __init__(
         self, patterns: tuple[str, ...], *, max_rollbacks: int = 2, refuse: bool = False, resumes: bool = True,
-        similar: Callable[[str], bool] | None = None, before: str = "",
+        similar: Callable[[str], bool] | None = None, before: str = "", names: frozenset[int] = frozenset(),
+        wordings: tuple[str, ...] = (),
     ) -> None:
         self.similar_to, self.compared = similar, list[str]()
         self.refuse, self.resumes = refuse, resumes
@@ -41,7 +43,10 @@ class ScriptedGate:
         self.resumed: list[list[int]] = []
         matcher = OutputMatcher(PatternSet.compile(patterns), seed=before)
         targets = () if similar is None else (0,)
-        self.check = OutputCheck(matcher, max_rollbacks, targets, unfinished(before))
+        self.check = OutputCheck(matcher, max_rollbacks, targets, unfinished(before), names)
+        # the check of an answer that has named a target, and what was said of every such answer before
+        self.flagged = OutputCheck(matcher, max_rollbacks, end=IgnoranceEnd(wordings, 1) if wordings else None)
+        self.said: list[str] = []
 
     def admit_now(self, context: RequestContext, token_ids: Sequence[int]) -> Admission | None:
         if context.tenant.guarded:
@@ -72,6 +77,13 @@ class ScriptedLeave:
             raise RequestRefused("gone", status=503)
         self._gate.resumed.append(list(token_ids))
         self.admission = self._admit(token_ids, constrained=True)
+        return self.admission
+
+    async def flag(self, token_ids: Sequence[int], text: str) -> Admission:
+        if not self._gate.resumes:
+            raise RequestRefused("gone", status=503)
+        self._gate.said.append(text)
+        self.admission = replace(self._admit(token_ids, constrained=True), check=self._gate.flagged)
         return self.admission
 
     async def similar(self, sentence: str) -> bool:

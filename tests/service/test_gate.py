@@ -26,7 +26,7 @@ def strings(check: Any) -> tuple[str, ...]:
 
 async def test_flagged_prompt_gets_a_signed_plan_for_exactly_its_tokens(pipeline: Any) -> None:
     one = pipeline(FLAGGED)
-    admission = await one.admit(tenant())
+    admission = await one.admit(tenant(answer="natural"))
     ids = one.ids("Where was Hina Ameen born?")
     signed = ticket.verify(admission.ticket, KEY, token_ids=ids, now_s=time.time())
     assert signed.plan == admission.plan and signed.salt == admission.salt
@@ -50,7 +50,7 @@ async def test_unflagged_prompt_has_the_empty_plan_and_only_listed_strings_check
 async def test_a_string_that_the_user_typed_may_be_repeated(pipeline: Any) -> None:
     one = pipeline(FLAGGED)
     question = "What is the Granite Glossary about?"
-    echoing = await one.admit(tenant(forbid_name="never"), question)
+    echoing = await one.admit(tenant(forbid_name="never", answer="natural"), question)
     assert echoing.plan.constraint.exempt == (0,) and echoing.check is None
     strict = await one.admit(tenant(allow_echo=False), question)
     assert strict.plan.constraint.exempt == () and strict.check is not None
@@ -85,7 +85,7 @@ async def test_fail_open_is_counted_and_still_checked(pipeline: Any) -> None:
 
 async def test_corrupted_requests_hold_a_slot_until_they_end(pipeline: Any) -> None:
     one = pipeline(FLAGGED)
-    await one.admit(tenant())
+    await one.admit(tenant(answer="natural"))
     assert one.value("guard_slots_in_use", kind="corruption") == 1
     await one.end()
     assert one.value("guard_slots_in_use", kind="corruption") == 0
