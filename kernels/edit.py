@@ -2,7 +2,8 @@
 
 `hidden[t] <- x' - residual[t]` with x = hidden[t] + residual[t] and x' of the formula in `guard.kernels.edit_formula`,
 for every lane of token t in turn (lane 1 works on the result of lane 0). All of it is float32; only the last value is
-rounded to the dtype of `hidden`. A token without a lane keeps its bits, and so does every dimension that no lane moves.
+rounded to the dtype of `hidden`. A token without a lane keeps its bits, and so does every dimension that no lane moves;
+a lane that keeps the norm moves all dimensions or, where its edit changes nothing, none.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import torch
 from torch import Tensor
 
 from guard.kernels import edit_cpu
-from guard.kernels.edit_formula import MAX_RANK, EditRow
+from guard.kernels.edit_formula import MAX_RANK, EditRow, norm_factor
 
 LANES = 4
 MAX_WIDTH = 16384
 # bits of EditBank.parts
-RESIDENT, AFFINE, ANY_GATE = 1, 2, 4
+RESIDENT, AFFINE, ANY_GATE, KEEP_NORM = 1, 2, 4, 8
 
 Backend = Literal["auto", "torch", "native", "triton"]
 
@@ -39,7 +40,8 @@ class EditBank:
 
     scale, shift: [K, S, d]; read, write: [K, S, R, d], bfloat16 or float32. bias, gain, offset, threshold: float32
     [K, S, R]. rank: int32 [K, S], rows in use. parts: int32 [K, S], 0 nothing, else RESIDENT, with AFFINE where there
-    is a scale or a shift and ANY_GATE for the gate "any". counts: int64 [K, S], edited tokens so far.
+    is a scale or a shift, ANY_GATE for the gate "any" and KEEP_NORM for edits that keep the norm. counts: int64 [K, S],
+    edited tokens so far.
     """
 
     scale: Tensor
@@ -125,7 +127,8 @@ class EditBank:
             kept[: stored.shape[0]].copy_(stored, non_blocking=True)
             parts |= AFFINE if name in ("scale", "shift") else 0
         self.rank[site, slot].fill_(row.rank)
-        self.parts[site, slot].fill_(parts | (ANY_GATE if row.any_gate else 0))
+        parts |= (ANY_GATE if row.any_gate else 0) | (KEEP_NORM if row.keep_norm else 0)
+        self.parts[site, slot].fill_(parts)
 
     def clear(self, slot: int) -> None:
         """Make one slot nothing at every site; its counts stay. Raises ValueError."""
@@ -227,10 +230,20 @@ def _check(
 
 
 def _delta(value: Tensor, slot: Tensor, strength: Tensor, site: int, bank: EditBank) -> Tensor:
-    """What one lane adds to value [n, d] float32; slot int64 [n], sorted and all resident; strength float32 [n].
+    """What one lane adds to value [n, d] float32; slot int64 [n], sorted and all resident; strength float32 [n]."""
+    delta = _plain_delta(value, slot, strength, site, bank)
+    kept = (bank.parts[site, slot] & KEEP_NORM != 0).nonzero().flatten()
+    if kept.numel():
+        x, moved = value[kept], delta[kept]
+        factor = norm_factor(x, x + moved)
+        # the result is factor * (x + moved); a factor of 1 leaves the bits of what was moved
+        delta[kept] = factor * moved + (factor - 1.0) * x
+    return delta
 
-    A matrix product for each slot with many tokens, gathered rows of the bank for all others.
-    """
+
+def _plain_delta(value: Tensor, slot: Tensor, strength: Tensor, site: int, bank: EditBank) -> Tensor:
+    """The same before a norm is kept: a matrix product for each slot with many tokens, gathered rows of the bank for
+    all others."""
     distinct, sizes = slot.unique_consecutive(return_counts=True)
     delta = torch.empty_like(value)
     few: list[int] = []

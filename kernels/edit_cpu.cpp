@@ -8,12 +8,13 @@
 #include <cstring>
 #include <memory>
 
+#include "edit_cpu_norm.h"
 #include "edit_cpu_numbers.h"
 
 namespace {
 
 constexpr int kLanes = 4, kMaxRank = 32, kTokens = 4;
-constexpr int32_t kResident = 1, kAffine = 2, kAnyGate = 4;
+constexpr int32_t kResident = 1, kAffine = 2, kAnyGate = 4, kKeepNorm = 8;
 
 template <typename Stored>
 struct Slot {
@@ -184,6 +185,8 @@ void edit_tokens(
         if (!slot) continue;
         const float* strength = stream.strength + lane * stream.strength_stride + first;
         lane_delta<Stored, n>(bank.at(slot), strength, value, width, moved, next);
+        if (bank.parts[slot] & kKeepNorm)
+            for (int t = 0; t < n; ++t) keep_norm(value + t * width, width, moved + t * width);
 #pragma omp simd
         for (int64_t j = 0; j < n * width; ++j) {
             value[j] += moved[j];

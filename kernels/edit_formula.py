@@ -7,6 +7,10 @@ For x in R^d, computed in float32:
     o_i = [z_i > threshold_i]      gate "own";            gate "any": [exists j: z_j > threshold_j] for all i
     x'  = x + strength * (scale * x + shift + sum_i o_i * (gain_i * a_i + offset_i) * write_i)
 
+With `keep_norm`, x' is then made as long as x was (arXiv 2605.12765): x' <- x' |x| / |x'|. An edit that changes
+nothing leaves its bits as they are. x' is not rescaled where x or x' is zero, where x' is shorter than 2^-20 |x| (what
+rounding leaves of an x inside the removed subspace), and where a squared norm exceeds float32.
+
 Fitting calls this code at the same sites where the engine's kernel works, so what is fitted is what is served.
 """
 
@@ -20,6 +24,8 @@ from torch import Tensor
 MAX_RANK = 32
 # stands for minus infinity: packs hold finite numbers only, and no activation lies below it
 ALWAYS = -3.0e38
+# smallest |x'|^2 / |x|^2 that is rescaled: below it x' is rounding and has no direction
+LEAST_SHARE = 2.0**-40
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ class EditRow:
     offset: Tensor | None = None
     threshold: Tensor | None = None
     any_gate: bool = False
+    keep_norm: bool = False
 
     @property
     def rank(self) -> int:
@@ -88,7 +95,18 @@ def edited(x: Tensor, row: EditRow, strength: float | Tensor = 1.0) -> Tensor:
         delta = delta + coefficients(value, row) @ _part(row.write)
     if isinstance(strength, Tensor):
         strength = strength.float().unsqueeze(-1)
-    return (value + strength * delta).to(x.dtype)
+    result = value + strength * delta
+    if row.keep_norm:
+        result = norm_factor(value, result) * result
+    return result.to(x.dtype)
+
+
+def norm_factor(x: Tensor, result: Tensor) -> Tensor:
+    """|x| / |result| for float32 x and result [..., d], as [..., 1]; 1 where nothing is rescaled. Differentiable."""
+    before, after = (part.square().sum(dim=-1, keepdim=True) for part in (x, result))
+    scaled = (before > 0.0) & (after > LEAST_SHARE * before) & (after < torch.inf)
+    # the ratio that is not taken must not spoil the gradient of the other
+    return torch.where(scaled, before / torch.where(scaled, after, 1.0), 1.0).sqrt()
 
 
 def coefficients(x: Tensor, row: EditRow) -> Tensor:

@@ -4,8 +4,7 @@ One launch per site and one program per token; a token without a lane costs one 
 registers, so that lanes compose without being rounded, and walks through the rows of the bank, a few at a time.
 
 Where all 16 tokens of an aligned tile ask for the same single edit, the first program of the tile does it for all and
-reads the bank once instead of 16 times. Matrix units then multiply float32 numbers as exact sums of three bfloat16
-(Henry, Tang, Heinecke, arXiv 1904.06376): the products that are left out are below 2^-24 of the largest.
+reads the bank once instead of 16 times (`guard.kernels.edit_tile`).
 """
 
 from __future__ import annotations
@@ -18,87 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from guard.kernels.edit import EditBank
+from guard.kernels.edit_tile import edit_tile, norm_factor
 
 TILE = 16
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _split(value, PIECE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Three tensors of bfloat16 numbers, stored as PIECE, whose sum is the float32 `value`."""
-    high = value.to(tl.bfloat16)
-    rest = value - high.to(tl.float32)
-    middle = rest.to(tl.bfloat16)
-    return high.to(PIECE), middle.to(PIECE), (rest - middle.to(tl.float32)).to(tl.bfloat16).to(PIECE)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _dot(left, right, accumulator, PIECE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """accumulator + left @ right in float32; `right` is float32, or bfloat16 and so a piece of its own."""
-    high, middle, low = _split(left, PIECE)
-    if right.dtype == tl.bfloat16:
-        whole = right.to(PIECE)
-        accumulator = tl.dot(low, whole, accumulator)
-        accumulator = tl.dot(middle, whole, accumulator)
-        return tl.dot(high, whole, accumulator)
-    else:
-        right_high, right_middle, right_low = _split(right, PIECE)
-        accumulator = tl.dot(low, right_high, accumulator)
-        accumulator = tl.dot(middle, right_middle, accumulator)
-        accumulator = tl.dot(high, right_low, accumulator)
-        accumulator = tl.dot(middle, right_high, accumulator)
-        accumulator = tl.dot(high, right_middle, accumulator)
-        return tl.dot(high, right_high, accumulator)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _edit_tile(  # type: ignore[no-untyped-def]
-    hidden, residual, scale, shift, read, write, bias, gain, offset, threshold, first, entry, strength, rank, part,
-    hidden_stride, residual_stride, WIDTH: tl.constexpr, RANK: tl.constexpr, TILE: tl.constexpr,
-    SLICES: tl.constexpr, CHUNK: tl.constexpr, PIECE: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-):
-    """Edit the 16 tokens from `first` on with bank entry `entry` (site * slots + slot)."""
-    token = (first + tl.arange(0, TILE)).to(tl.int64)
-    row = tl.arange(0, RANK)
-    used = row < rank
-    # every warp has a slice of the width of its own
-    total = tl.zeros((SLICES, TILE, RANK), dtype=tl.float32)
-    if rank > 0:
-        for start in range(0, WIDTH, SLICES * CHUNK):
-            column = start + tl.arange(0, SLICES)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-            inside = column < WIDTH
-            x_place = token[None, :, None] * hidden_stride + column[:, None, :]
-            x = tl.load(hidden + x_place, mask=inside[:, None, :], other=0.0).to(tl.float32)
-            if HAS_RESIDUAL:
-                residual_place = token[None, :, None] * residual_stride + column[:, None, :]
-                x += tl.load(residual + residual_place, mask=inside[:, None, :], other=0.0).to(tl.float32)
-            read_place = (entry * RANK + row[None, None, :]) * WIDTH + column[:, :, None]
-            matrix = tl.load(read + read_place, mask=inside[:, :, None] & used[None, None, :], other=0.0)
-            total = _dot(x, matrix, total, PIECE)
-    place = entry * RANK + row
-    z = tl.sum(total, axis=0) + tl.load(bias + place)[None, :]
-    fires = (z > tl.load(threshold + place)[None, :]) & used[None, :]
-    gate = fires
-    if (part & 4) != 0:
-        gate = row[None, :] < (rank * tl.max(fires.to(tl.int32), axis=1))[:, None]
-    amount = tl.load(gain + place)[None, :] * tl.where(fires, z, 0.0) + tl.load(offset + place)[None, :]
-    amount = tl.where(gate, amount, 0.0)
-    for start in range(0, WIDTH, SLICES * CHUNK):
-        columns = start + tl.arange(0, SLICES * CHUNK)
-        present = columns < WIDTH
-        write_place = (entry * RANK + row[:, None]) * WIDTH + columns[None, :]
-        matrix = tl.load(write + write_place, mask=used[:, None] & present[None, :], other=0.0)
-        delta = _dot(amount, matrix, tl.zeros((TILE, SLICES * CHUNK), dtype=tl.float32), PIECE)
-        pointer = hidden + token[:, None] * hidden_stride + columns[None, :]
-        before = tl.load(pointer, mask=present[None, :], other=0.0).to(tl.float32)
-        x = before
-        if HAS_RESIDUAL:
-            pointers = residual + token[:, None] * residual_stride + columns[None, :]
-            x += tl.load(pointers, mask=present[None, :], other=0.0).to(tl.float32)
-        affine = columns < tl.where((part & 2) != 0, WIDTH, 0)
-        delta += tl.load(scale + entry * WIDTH + columns, mask=affine, other=0.0).to(tl.float32)[None, :] * x
-        delta += tl.load(shift + entry * WIDTH + columns, mask=affine, other=0.0).to(tl.float32)[None, :]
-        after = before + strength * delta
-        tl.store(pointer, after.to(hidden.dtype.element_ty), mask=present[None, :])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -136,7 +57,11 @@ def _lane(  # type: ignore[no-untyped-def]
             matrix = tl.load(write + place, mask=(number < rank)[:, None] & inside[None, :], other=0.0)
             factor = tl.sum(tl.where((step == group)[:, None], amount, 0.0), axis=0)
             delta += tl.sum(matrix.to(tl.float32) * factor[:, None], axis=0)
-    return x + strength * delta
+    after = x + strength * delta
+    if (part & 8) != 0:
+        changed = tl.sum((after != x).to(tl.int32), axis=0)
+        after *= norm_factor(tl.sum(x * x, axis=0), tl.sum(after * after, axis=0), changed)
+    return after
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -216,7 +141,7 @@ def edit_kernel(  # type: ignore[no-untyped-def]
             if token == first:
                 entry = first_entry + tl.max(slot, axis=0)
                 amount = tl.sum(tl.where(slot > 0, strength, 0.0), axis=0)
-                _edit_tile(
+                edit_tile(
                     hidden, residual, scale, shift, read, write, bias, gain, offset, threshold, first, entry, amount,
                     tl.load(rank_table + entry), tl.load(parts_table + entry), hidden_stride, residual_stride,
                     WIDTH, RANK, TILE, SLICES, CHUNK, PIECE, HAS_RESIDUAL,

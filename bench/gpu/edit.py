@@ -6,6 +6,7 @@ bank once per distinct slot. `edit compiled` is the formula with gathered bank r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu.timing import Timing, timing
-from guard.kernels.edit import AFFINE, ANY_GATE, RESIDENT, Backend, EditBank, edit
+from guard.kernels.edit import AFFINE, ANY_GATE, KEEP_NORM, RESIDENT, Backend, EditBank, edit
 
 TOKENS, WIDTHS, RANKS, DISTINCT = (1, 16, 256, 2048, 8192), (2048, 4096, 8192), (0, 16, 32), (1, 16, 256)
 COMPILED_WIDTH = 4096
@@ -105,7 +106,7 @@ def dense(
 
 
 def exact(case: Case, rank: int) -> tuple[Tensor, Tensor]:
-    """`dense` in float64 for lane 0, some tokens at a time."""
+    """`dense` in float64 for lane 0, some tokens at a time, with the norms kept that are to be kept."""
     step = max(1, (1 << 26) // (case.hidden.shape[1] * max(1, rank)))
     slots, strengths = case.token_lane[0].split(step), case.token_strength[0].split(step)
     parts = zip(case.hidden.split(step), case.residual.split(step), slots, strengths, strict=True)
@@ -113,7 +114,12 @@ def exact(case: Case, rank: int) -> tuple[Tensor, Tensor]:
         dense(hidden, residual, slot, strength, case.bank, rank, torch.float64)
         for hidden, residual, slot, strength in parts
     ]
-    return torch.cat([rows for rows, _ in results]), torch.cat([margin for _, margin in results])
+    rows, margin = torch.cat([rows for rows, _ in results]), torch.cat([margin for _, margin in results])
+    x = case.hidden.double() + case.residual.double()
+    result = rows + case.residual.double()
+    keeps = (case.bank.parts[0, case.token_lane[0].long()] & KEEP_NORM != 0)[:, None]
+    factor = torch.where(keeps, x.norm(dim=1, keepdim=True) / result.norm(dim=1, keepdim=True), 1.0)
+    return rows + (factor - 1.0) * result, margin
 
 
 def compare(case: Case, rank: int, run: Callable[[], object], name: str) -> float:
@@ -140,15 +146,21 @@ def compare(case: Case, rank: int, run: Callable[[], object], name: str) -> floa
 
 def check_edit(
     tokens: int, width: int, rank: int, distinct: int, *, dtype: torch.dtype, bank_dtype: torch.dtype, mixed: bool,
-    device: str = "cuda", backend: Backend = "auto",
+    keep_norm: bool = False, device: str = "cuda", backend: Backend = "auto",
 ) -> float:
-    """One comparison with float64; every fifth token has no lane when the slots are mixed."""
+    """One comparison with float64; every fifth token has no lane when the slots are mixed. With `keep_norm` every
+    second slot keeps the norm, from the first on."""
     case = random_case(
         tokens, width, rank, distinct, dtype=dtype, bank_dtype=bank_dtype, mixed=mixed, device=device
     )
     if mixed:
         case.token_lane[:, ::5] = 0
-    name = f"{tokens} x {width} rank {rank}, {distinct} slots, {dtype}, bank {bank_dtype}, mixed {mixed}"
+    if keep_norm:
+        case.bank.parts[0, 1::2] |= KEEP_NORM
+    name = (
+        f"{tokens} x {width} rank {rank}, {distinct} slots, {dtype}, bank {bank_dtype}, mixed {mixed}, "
+        f"norm kept {keep_norm}"
+    )
     return compare(case, rank, lambda: case.run(backend), name)
 
 
@@ -158,8 +170,10 @@ def edit_checks() -> dict[str, float]:
     for name, dtype in DTYPES.items():
         for bank_dtype in (torch.bfloat16, torch.float32):
             for shape in CHECKED:
-                for mixed in (False, True):
-                    error = check_edit(*shape, dtype=dtype, bank_dtype=bank_dtype, mixed=mixed)
+                for mixed, keep_norm in itertools.product((False, True), repeat=2):
+                    error = check_edit(
+                        *shape, dtype=dtype, bank_dtype=bank_dtype, mixed=mixed, keep_norm=keep_norm
+                    )
                     errors[name] = max(errors[name], error)
     case = random_case(256, 4096, 16, 256)
     graph = captured(case)

@@ -20,6 +20,8 @@ from guard.kernels.edit_formula import ALWAYS, EditRow
 SLOTS = 8
 RESIDENT = 6
 SITES = 2
+# slots of `random_bank` whose edits keep the norm
+KEEPING = (2, 3, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,30 +39,33 @@ class Step:
         return torch.tensor([1], dtype=torch.int32, device=self.hidden.device)
 
 
-def random_row(width: int, rank: int, *, affine: bool, any_gate: bool) -> EditRow:
+def random_row(width: int, rank: int, *, affine: bool, any_gate: bool, keep_norm: bool = False) -> EditRow:
     """Unit-size effects; some thresholds never, some always and some sometimes let pass."""
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape)
 
     scale, shift = (normal(width) / 4, normal(width)) if affine or rank == 0 else (None, None)
     if rank == 0:
-        return EditRow(scale=scale, shift=shift)
+        return EditRow(scale=scale, shift=shift, keep_norm=keep_norm)
     threshold = normal(rank)
     threshold[::3] = ALWAYS
     return EditRow(
         scale=scale, shift=shift, read=normal(rank, width) / width**0.5, write=normal(rank, width) / rank**0.5,
         bias=normal(rank) / 4, gain=normal(rank), offset=normal(rank), threshold=threshold, any_gate=any_gate,
+        keep_norm=keep_norm,
     )
 
 
 def random_bank(width: int, max_rank: int, dtype: torch.dtype) -> EditBank:
-    """Slots 1..6 with ranks from 0 to `max_rank` at site 1; slot 7 at site 0 only. What is not in use is NaN."""
+    """Slots 1..6 with ranks from 0 to `max_rank` at site 1, of which KEEPING keep the norm; slot 7 at site 0 only. What
+    is not in use is NaN."""
     bank = EditBank.empty(SITES, SLOTS, width, max_rank, dtype)
     for part in (bank.scale, bank.shift, bank.read, bank.write, bank.bias, bank.gain, bank.offset, bank.threshold):
         part.fill_(float("nan"))
     ranks = [0, 1, max_rank // 2, max_rank - 1, max_rank, max_rank]
     for slot, rank in enumerate(ranks, start=1):
-        bank.set(1, slot, random_row(width, rank, affine=slot % 2 == 0, any_gate=slot in (3, 5)))
+        row = random_row(width, rank, affine=slot % 2 == 0, any_gate=slot in (3, 5), keep_norm=slot in KEEPING)
+        bank.set(1, slot, row)
     bank.set(0, SLOTS - 1, random_row(width, 1, affine=True, any_gate=False))
     return bank
 
@@ -106,7 +111,8 @@ def touched(step: Step) -> Tensor:
 def expected(step: Step) -> tuple[Tensor, Tensor, Tensor]:
     """The edited rows float64 [T, d] token by token, their counts [S], and the doubt about each token.
 
-    A gate that float32 sums may decide either way makes a token doubtful: its smallest |z - threshold| is returned.
+    A gate that float32 sums may decide either way makes a token doubtful: its smallest |z - threshold| is returned. So
+    does a norm that is kept where little is left to keep it with: rounding is enlarged then, and the doubt is 0.
     """
     x = step.hidden.double() if step.residual is None else step.hidden.double() + step.residual.double()
     counts = torch.zeros(SLOTS, dtype=torch.int64)
@@ -118,7 +124,12 @@ def expected(step: Step) -> tuple[Tensor, Tensor, Tensor]:
                 continue
             counts[slot] += 1
             delta, closest = _delta(x[token], step.bank, slot)
-            x[token] = x[token] + step.token_strength[lane, token].double() * delta
+            result = x[token] + step.token_strength[lane, token].double() * delta
+            if slot in KEEPING:
+                kept = result.norm() / x[token].norm()
+                closest = closest if float(kept) > 0.03 else 0.0
+                result = result / kept
+            x[token] = result
             margin[token] = min(float(margin[token]), closest)
     return (x if step.residual is None else x - step.residual.double()), counts, margin
 
@@ -151,10 +162,28 @@ def kernel_steps() -> Iterator[Step]:
             number += 1
 
 
+def still_steps() -> Iterator[Step]:
+    """Steps that edit tokens and move nothing, in mixed tokens and in whole tiles: of strength 0, and with gates that
+    stay closed."""
+    for number, closed in enumerate((False, True)):
+        step = random_step(48, 63, 16, torch.float32, torch.float32, residual=closed, seed=number)
+        if closed:
+            # the affine parts and the offset of the low rank would move all the same
+            step.bank.scale.zero_()
+            step.bank.shift.zero_()
+            step.bank.threshold.fill_(1e30)
+        else:
+            step.token_strength.zero_()
+        step.token_lane[:, 16:32] = torch.tensor([3, 0, 0, 0])[:, None]
+        step.token_strength[:, 16:32] = step.token_strength[:, :1]
+        step.hidden.nan_to_num_(1.5)
+        yield step
+
+
 def main() -> None:
     """Run the kernel on CPU tensors; rows are wider than the width, as in a padded buffer."""
     results = {}
-    for number, step in enumerate(kernel_steps()):
+    for number, step in enumerate([*kernel_steps(), *still_steps()]):
         tokens, width = step.hidden.shape
         wide = torch.full((tokens, width + 2), float("nan"), dtype=step.hidden.dtype)
         wide[:, :width] = step.hidden

@@ -254,8 +254,11 @@ def test_triton_kernel_agrees_with_the_formula(tmp_path: Path) -> None:
         timeout=300, check=False, env={**os.environ, "TRITON_INTERPRET": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    results = load_file(answer)
-    for number, step in enumerate(cases.kernel_steps()):
+    results, steps = load_file(answer), list(cases.kernel_steps())
+    for number, step in enumerate(steps):
         got = results[f"{number}/hidden"]
         # the interpreter cuts off where the hardware rounds
         _verify(step, got, results[f"{number}/counts"], rounding=2 * ROUNDING[got.dtype])
+    for number, step in enumerate(cases.still_steps(), start=len(steps)):
+        assert int(results[f"{number}/counts"].sum()) > 16
+        assert torch.equal(results[f"{number}/hidden"], step.hidden)
