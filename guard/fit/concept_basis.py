@@ -22,10 +22,12 @@ from guard.interventions.subspace import BasisKind
 
 @dataclass(frozen=True, slots=True)
 class ConceptBasis:
-    """`basis` [r, d], orthonormal rows, float32; `spectrum` [min(n, d)] or [d], the energies in falling order."""
+    """`basis` [r, d], orthonormal rows, float32; `spectrum`, the energies of its directions in falling order, then
+    those of all others; `cluster_texts`, the number of texts of each cluster of which it was made, if any."""
 
     basis: Tensor
     spectrum: Tensor
+    cluster_texts: tuple[int, ...] = ()
 
     @property
     def kept(self) -> float:

@@ -2,7 +2,8 @@
 
 Sources: SAFREE's concept subspace (arXiv 2410.12761) taken from hidden states instead of text embeddings, around the
 retain mean m as in affine concept erasure (arXiv 2411.09003); rank 1 with the difference of means is the refusal
-direction's ablation (arXiv 2406.11717). Which basis: `guard.fit.concept_basis`.
+direction's ablation (arXiv 2406.11717). Which basis: `guard.fit.concept_basis`, and `guard.fit.concept_clusters` for
+several clusters of the forget texts. Keeping the norm of what is projected is arXiv 2605.12765.
 
 Nothing is searched: the pack follows from the data and the configuration. What it costs on other texts is measured by
 the share of their energy that it removes, on held-out texts.
@@ -17,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from guard.fit.concept_basis import ConceptBasis, concept_basis, removed_share
+from guard.fit.concept_clusters import clustered_basis
 from guard.fit.concept_fit import ConceptFit
 from guard.fit.concept_report import draw_lines, write_report
 from guard.fit.concept_rows import ConceptTexts
@@ -46,7 +48,7 @@ def fit_subspace_states(
     )
     return save_subspace(
         out / "subspace", {site: found.basis for site, found in bases.items()}, means if config.affine else None,
-        model_fingerprint=fingerprint, fit_data_digest=digest, licence=licence,
+        keep_norm=config.keep_norm, model_fingerprint=fingerprint, fit_data_digest=digest, licence=licence,
         fit_report={key: report[key] for key in ("sites", "settings", "texts")},
     )
 
@@ -60,18 +62,22 @@ def subspaces(
     states: Mapping[Site, ConceptStates], config: SubspaceConfig
 ) -> tuple[dict[Site, ConceptBasis], dict[Site, Tensor]]:
     """Basis and retain mean of every site. Raises ConfigurationError."""
-    bases = {
-        site: concept_basis(
-            found.forget, found.retain, config.kind, energy=config.energy, max_rank=config.max_rank, ridge=config.ridge
-        )
-        for site, found in states.items()
-    }
+    bases = {site: _basis(found, config) for site, found in states.items()}
     return bases, {site: found.retain.float().mean(dim=0) for site, found in states.items()}
+
+
+def _basis(states: ConceptStates, config: SubspaceConfig) -> ConceptBasis:
+    if config.clusters > 1:
+        return clustered_basis(states, config)
+    return concept_basis(
+        states.forget, states.retain, config.kind, energy=config.energy, max_rank=config.max_rank, ridge=config.ridge
+    )
 
 
 def _site_report(states: ConceptStates, found: ConceptBasis) -> dict[str, Any]:
     mean = states.retain.float().mean(dim=0)
-    return {
+    clusters = {"texts_of_clusters": list(found.cluster_texts)} if found.cluster_texts else {}
+    return clusters | {
         "rank": len(found.basis), "energy_kept": round(found.kept, 6),
         "energy_removed": {
             name: round(removed_share(part, mean, found.basis), 6) for name, part in states.parts.items()

@@ -111,6 +111,28 @@ def test_the_pack_projects_like_the_dense_matrix(
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_fit_that_keeps_the_norm_makes_the_same_basis_and_states_as_long_as_before(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    packs = [
+        fit_subspace(
+            *loaded, _rows(), SITES[1:], SubspaceConfig(keep_norm=keep_norm), out=tmp_path / str(keep_norm),
+            fingerprint=FINGERPRINT, show_progress=False,
+        )
+        for keep_norm in (False, True)
+    ]
+    assert packs[0].tensors.keys() == packs[1].tensors.keys()
+    assert all(torch.equal(tensor, packs[1].tensors[name]) for name, tensor in packs[0].tensors.items())
+    x = _draw(7, 16, seed=5)
+    plain, kept = (edited(x, edit_rows(pack)[SITES[1]]) for pack in packs)
+    torch.testing.assert_close(kept.norm(dim=1), x.norm(dim=1))
+    assert not torch.allclose(plain.norm(dim=1), x.norm(dim=1), rtol=1e-3)
+    # what came later is recorded only where it is set: other packs and recipes keep their identity
+    settings = [pack.header.fit_report["settings"] for pack in packs]
+    assert settings[1] == {**settings[0], "keep_norm": True}  # type: ignore[dict-item]
+    assert {"keep_norm", "clusters"}.isdisjoint(SubspaceConfig().model_dump())
+
+
 def test_the_model_with_the_pack_has_no_concept_energy_left(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     model, tokenizer = loaded
     config = SubspaceConfig(kind="energy", held_out_share=0.0, energy=0.9)

@@ -51,10 +51,10 @@ def steer_pack(path: Path, seed: int = 0, sites: tuple[Site, ...] = SITES[:1], w
     return Stored(path, save_steer(path, vectors, **ORIGIN))
 
 
-def basis_pack(path: Path, rank: int) -> Stored:
+def basis_pack(path: Path, rank: int, *, keep_norm: bool = False) -> Stored:
     """A projection of rank `rank` at the last site."""
     basis = torch.linalg.qr(numbers(rank, WIDTH, rank)).Q.T.contiguous()
-    return Stored(path, save_subspace(path, {SITES[2]: basis}, **ORIGIN))
+    return Stored(path, save_subspace(path, {SITES[2]: basis}, keep_norm=keep_norm, **ORIGIN))
 
 
 def sae_pack(path: Path) -> Stored:

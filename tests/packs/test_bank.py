@@ -45,11 +45,13 @@ from tests.packs.bank_packs import (
 
 OTHER = "fp1:" + "b" * 64
 
+@pytest.mark.parametrize("keep_norm", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_committed_pack_edits_as_its_rows_say(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_committed_pack_edits_as_its_rows_say(dtype: torch.dtype, keep_norm: bool, tmp_path: Path) -> None:
     bank = empty_bank(dtype)
     slots = slots_of(bank)
-    packs = (sae_pack(tmp_path / "sae"), map_pack(tmp_path / "maps"), basis_pack(tmp_path / "q", 5))
+    projection = basis_pack(tmp_path / "q", 5, keep_norm=keep_norm)
+    packs = (sae_pack(tmp_path / "sae"), map_pack(tmp_path / "maps"), projection)
     for number, stored in enumerate(packs):
         slot = load(slots, stored)
         assert slot == slots.slot_of(stored.digest) == number + 1
