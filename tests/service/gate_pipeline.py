@@ -92,9 +92,11 @@ class Pipeline:
 
     async def enter(self, owner: Tenant, question: str = "Where was Hina Ameen born?") -> GateLeave:
         """A request that runs until `end`."""
-        return await self.open.enter_async_context(
-            self.gate.admitted(RequestContext("r", owner), self.ids(question))
-        )
+        return await self.enter_ids(owner, self.ids(question))
+
+    async def enter_ids(self, owner: Tenant, token_ids: Sequence[int]) -> GateLeave:
+        """A request with these tokens that runs until `end`."""
+        return await self.open.enter_async_context(self.gate.admitted(RequestContext("r", owner), token_ids))
 
     async def admit(self, owner: Tenant, question: str = "Where was Hina Ameen born?") -> Admission:
         """The admission of a request that runs until `end`."""
