@@ -42,9 +42,7 @@ def test_no_opening_hides_another(language: str) -> None:
 
 def test_no_opening_says_yes_or_no() -> None:
     # the model would take the one that is true
-    said = {
-        "yes", "no", "ja", "nein", "oui", "non", "sí", "sì", "sim", "não", "nee", "да", "нет", "是的", "不", "はい", "いいえ"
-    }
+    said = set("yes no ja nein oui non sí sì sim não nee да нет 是的 不 はい いいえ".split())
     openings = [opening for language in LANGUAGES for opening in shipped_openings(language)]
     assert [opening for opening in openings if re.split("[,，、]", opening)[0].casefold() in said] == []
 
