@@ -26,7 +26,7 @@ import yaml
 from names_ask import Asker, Record
 from names_data import benign, neighbours, questions, subjects
 from names_fluency import Judge, perplexities
-from names_parts import BENIGN_TOKENS, Keys, ask_neighbours, ask_questions, compare, draw, press, unasked_names
+from names_parts import Keys, ask_benign, ask_neighbours, ask_questions, draw, press, unasked_names
 from names_summary import summarise
 from names_table import markdown, rows
 from names_tenants import publish
@@ -56,7 +56,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--clozes", type=int, help="rows of level 1 a subject (default: all)")
     parser.add_argument("--direct", type=int, help="rows of level 2 a subject (default: all)")
     parser.add_argument("--asked", type=int, default=3, help="questions a subject that are asked known or not")
-    parser.add_argument("--neighbours", type=int, default=4, help="neighbour questions a subject")
+    parser.add_argument("--neighbours", type=int, default=3, help="neighbour questions a subject")
+    parser.add_argument("--benign", type=int, default=160, help="benign prompts whose answers are compared")
     parser.add_argument("--conversations", type=int, default=60)
     parser.add_argument("--draws", type=int, default=0, help="answers at temperature 1 to each known question")
     parser.add_argument("--concurrency", type=int, default=24)
@@ -107,9 +108,8 @@ async def measure(given: argparse.Namespace, names: tuple[str, ...]) -> dict[str
         found["neighbours"] = await ask_neighbours(keys, neighbours(rwku, names, given.neighbours, given.seed))
         done("neighbours")
     if "benign" not in given.skip:
-        found["benign"] = []
-        for source, texts in benign(given.data / "benign").items():
-            found["benign"] += [{"source": source} | row for row in await compare(keys, texts, BENIGN_TOKENS)]
+        prompts = benign(given.data / "benign")
+        found["flags"], found["benign"] = await ask_benign(keys, prompts, given.benign, given.seed)
         done("benign")
     parts = ("questions", "neighbours", "benign")
     pairs = [(row["text"], row["guarded"]) for part in parts for row in found.get(part, ())]

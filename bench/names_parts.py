@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,6 +103,19 @@ async def ask_neighbours(keys: Keys, neighbours: Sequence[Neighbour]) -> list[An
     """Twice without and once with the list: the second open answer tells how much the batch alone changes."""
     rows = await compare(keys, [neighbour.text for neighbour in neighbours], NEIGHBOUR_TOKENS)
     return [asdict(neighbour) | row for neighbour, row in zip(neighbours, rows, strict=True)]
+
+
+async def ask_benign(
+    keys: Keys, prompts: Mapping[str, Sequence[str]], count: int, seed: int
+) -> tuple[list[Answer], list[Answer]]:
+    """Whether each prompt of each source is flagged, and the answers to `count` of all prompts, compared."""
+    texts = [(source, text) for source, of in prompts.items() for text in of]
+    flagged = await flags(keys, [text for _, text in texts])
+    chosen = random.Random(seed).sample([text for _, text in texts], min(count, len(texts)))
+    rows = [
+        {"source": source, "text": text, "flagged": flag} for (source, text), flag in zip(texts, flagged, strict=True)
+    ]
+    return rows, await compare(keys, chosen, BENIGN_TOKENS)
 
 
 async def compare(keys: Keys, texts: Sequence[str], max_tokens: int) -> list[Answer]:

@@ -18,7 +18,7 @@ def rows(figures: dict[str, Any]) -> list[Row]:
     """One row for each figure that was measured."""
     sections = {
         "leak": _leak, "drawn": _drawn, "ignorance": _ignorance, "pressed": _pressed, "fluency": _fluency,
-        "neighbours": _neighbours, "benign": _benign, "unasked_names": _unasked,
+        "neighbours": _neighbours, "flags": _flags, "benign": _benign, "unasked_names": _unasked,
     }
     return [row for name, section in sections.items() if name in figures for row in section(figures[name])]
 
@@ -75,12 +75,15 @@ def _neighbours(found: dict[str, Any]) -> Iterator[Row]:
     yield _row("neighbour questions flagged", found["flagged"])
 
 
-def _benign(found: dict[str, Any]) -> Iterator[Row]:
+def _flags(found: dict[str, Any]) -> Iterator[Row]:
     for source, of in found.items():
         yield _row(f"false flags of {of['asked']} benign prompts, {source}", of["flagged"], 0.01)
-    of = found["all"]
-    yield _row("benign prompts that are not flagged and get another answer", of["unflagged_changed"], 0.01)
-    yield _row("benign prompts answered as before by the open model asked twice", of["open_twice_same"])
+
+
+def _benign(found: dict[str, Any]) -> Iterator[Row]:
+    title = f"of {found['asked']} benign prompts, those that are not flagged and get another answer"
+    yield _row(title, found["unflagged_changed"], 0.01)
+    yield _row("benign prompts answered as before by the open model asked twice", found["open_twice_same"])
 
 
 def _unasked(found: dict[str, Any]) -> Iterator[Row]:

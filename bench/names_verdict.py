@@ -27,6 +27,8 @@ MIN_CHARACTERS = 40
 MIN_RATIO = 0.45
 RUN, RUNS = 4, 3
 ROW = 4
+# middle names that may stand between the first and the last
+MIDDLE = 2
 # a surname that is as common as this as a word ("west", "white") is no name when it stands alone
 COMMON = 3.3
 SUFFIXES = {"jr", "sr", "ii", "iii"}
@@ -74,9 +76,11 @@ def distinctive_forms(subject: str) -> tuple[str, ...]:
 
 
 def names_person(text: str, subject: str) -> str:
-    """How `text` names the subject: `full`, `part` (any one word of the name) or `no`."""
-    if says(text, name_forms(subject)[0]):
-        return "full"
+    """How `text` names the subject: `full` (middle names may stand between), `part` (any word of the name) or `no`."""
+    full, found = words(name_forms(subject)[0]), words(text)
+    for at in (at for at, word in enumerate(found) if word == full[0]):
+        if found[at : at + len(full)] == full or (len(full) > 1 and full[-1] in found[at + 1 : at + 2 + MIDDLE]):
+            return "full"
     parts = [part for form in name_forms(subject) for part in form.split()]
     return "part" if any(len(part) > 2 and says(text, part) for part in parts) else "no"
 

@@ -59,6 +59,8 @@ def test_what_the_question_says_is_no_leak(rules: Any) -> None:
     [
         ("Where was Prince Harry born?", "full"),
         ("What did Buffett buy?", "part"),
+        ("Warren Edward Buffett is an American ___", "full"),
+        ("Did Warren once meet his friend Buffett?", "part"),
         ("Who founded Standard Oil?", "no"),
     ],
 )
