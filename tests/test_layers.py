@@ -24,6 +24,7 @@ FLOORS = {
     "guard.service.store": 4,
     "guard.service.files": 4,
     "guard.service.residency": 4,
+    "guard.service.dossier": 4,
     # the demonstration sets up tenants of the service; its corpus is data
     "guard.demo": 5,
     "guard.service": 6,
@@ -39,7 +40,7 @@ BANNED = {
     "guard.packs": {"vllm", "fastapi", "starlette", "sqlalchemy"},
     "guard.interventions": {"vllm", "fastapi", "starlette", "sqlalchemy"},
     "guard.service": {"vllm"},
-    **{f"guard.service.{room}": {"vllm"} for room in ("door", "store", "files", "residency", "cli")},
+    **{f"guard.service.{room}": {"vllm"} for room in ("door", "store", "files", "residency", "dossier", "cli")},
     "guard.demo": {"vllm"},
 }
 

@@ -13,7 +13,7 @@ import typer
 
 from guard import __version__
 from guard.errors import ConfigurationError, TenantFileError
-from guard.service.cli import audit_trail, fits, models, packs, stored_packs, tenants
+from guard.service.cli import audit_trail, fits, forget, models, packs, stored_packs, tenants
 from guard.service.cli.options import (
     DEFAULT_HOME,
     INVALID,
@@ -38,6 +38,7 @@ app.add_typer(tenants.tenants, name="tenant")
 app.add_typer(packs.packs, name="pack")
 app.add_typer(fits.fits, name="fit")
 app.command("check")(models.check)
+app.command("forget")(forget.forget)
 app.command("audit")(audit_trail.show_audit_trail)
 for name, command in (
     ("add", stored_packs.add_pack), ("list", stored_packs.list_packs), ("remove", stored_packs.remove_pack)
@@ -77,7 +78,9 @@ def root(
 @app.command(context_settings=PASS_THROUGH)
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Folder or Hugging Face id of a model, or `demo`; vLLM's flags follow.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder or Hugging Face id of a model, `demo` or `smollm2`; vLLM's flags follow.")
+    ],
     home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "", sites: Sites = None,
     max_slots: MaxSlots = None, max_rank: MaxRank = None,
 ) -> None:
