@@ -18,7 +18,9 @@ async def test_only_answers_to_flagged_prompts_are_compared_by_meaning(pipeline:
     assert (await alert.admit(tenant(output=MEANING))).check.targets == (0,)
     assert (await alert.admit(tenant())).check.targets == ()
     assert (await calm.admit(tenant(output=MEANING))).check.targets == ()
-    assert (await alert.admit(tenant(output=OutputPolicy(semantic=True, enabled=False)))).check is None
+    unchecked = OutputPolicy(semantic=True, enabled=False)
+    assert (await alert.admit(tenant(output=unchecked, answer="natural"))).check is None
+    assert (await alert.admit(tenant(output=unchecked))).check.targets == ()
 
 
 async def test_meaning_is_compared_where_no_string_is_forbidden(pipeline: Any) -> None:

@@ -17,7 +17,7 @@ from guard.classifiers.spans import PromptDecoder
 from guard.engine.admission import CURRENT_REQUEST, RequestContext
 from guard.engine.client import GuardedEngineClient
 from guard.metrics import Metrics
-from guard.policy import DetectorPolicy, OutputPolicy, Policy, Target, Tenant, TenantSpec, tenant_of
+from guard.policy import AnswerPolicy, DetectorPolicy, OutputPolicy, Policy, Target, Tenant, TenantSpec, tenant_of
 from guard.service.gate import GatePipeline
 from guard.service.residency.compiled_lists import CompiledLists
 from guard.service.residency.engine_loads import EngineLoads
@@ -36,7 +36,7 @@ def tenant(mode: str, **output: Any) -> Tenant:
     """A tenant without forbidden strings: only the meaning of its one answer can be found."""
     policy = Policy(
         detector=DetectorPolicy.model_validate({"mode": mode, "semantic": False, "head": False, "timeout_s": 60.0}),
-        output=OutputPolicy(**output),
+        output=OutputPolicy(**output), answer=AnswerPolicy(mode="natural"),
     )
     target = Target(name="Hina Ameen", answers=(TRUTH,), forbid=())
     return tenant_of(TenantSpec(name="acme", policy=policy, targets=(target,)), 2)

@@ -178,7 +178,7 @@ async def test_only_files_that_nobody_used_for_a_month_are_removed(tmp_path: Pat
     assert not old.path.exists() and fresh.path.exists()
 
 
-async def test_only_listed_strings_are_explicit_and_exemptions_follow(tmp_path: Path, vocabulary: Vocabulary) -> None:
+async def test_listed_strings_hold_in_every_answer_and_exemptions_follow(tmp_path: Path, vocabulary: Vocabulary) -> None:
     targets = (
         Target(name="Hina Ameen", answers=('She wrote "Shale Stories" in Karachi.',)),
         Target(name="y", forbid=("Granite Glossary",)),
@@ -188,7 +188,19 @@ async def test_only_listed_strings_are_explicit_and_exemptions_follow(tmp_path: 
     found = ListFiles(tmp_path, vocabulary).open(tenant_of(spec, 1))
     assert found is not None
     assert found.patterns.patterns == found.automaton.patterns and found.patterns.trie is found.automaton.trie
-    assert found.explicit_patterns.patterns == ("granite glossary", "zinc zone")
+    assert found.always_patterns.patterns == ("granite glossary", "zinc zone")
     exempt = found.exempt("the granite glossary and the zinc zone and shale stories")
     assert {found.automaton.patterns[index] for index in exempt} == {"granite glossary", "shale stories"}
-    assert found.explicit_exempt(exempt) == {0}
+    assert found.in_always(exempt) == {0} and not found.names
+
+
+async def test_names_hold_in_every_answer(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    target = Target(name="Hina Ameen", answers=('She wrote "Shale Stories" in Karachi.',))
+    found = ListFiles(tmp_path, vocabulary).open(tenant_of(TenantSpec(name="t", targets=(target,)), 1))
+    assert found is not None
+    named = {found.patterns.patterns[index] for index in found.names}
+    assert "hina ameen" in named and "shale stories" not in named
+    assert named >= set(found.always_patterns.patterns) >= {"hina ameen"}
+    assert {found.always_patterns.patterns[index] for index in found.in_always(found.names)} == set(
+        found.always_patterns.patterns
+    )
