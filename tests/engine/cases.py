@@ -33,6 +33,7 @@ def plan(length: int, *, tenant: int = 0, version: str = "1", **parts: Any) -> P
     return Plan(tenant_index=tenant, policy_version=version, prompt_length=length, **parts)
 
 
+OPENINGS = ("I have no information on", "I do not know", "Nothing is known to me of")
 PROMPT_ALONE = prompt_ids(1, SHORT)
 PROMPT_LONG = prompt_ids(2, LONG)
 BATCH_PROMPTS = [prompt_ids(100 + row, SHORT + row % 4) for row in range(BATCH)]

@@ -34,6 +34,7 @@ from cases import (
 )
 from fitted_scenario import fitted
 from harness import Engine, ForbiddenWords, FrozenCounters, drafted_tokens, engine_arguments, moved, preemptions
+from opened_scenario import opened
 
 from guard.engine.lifetime import tie_processes
 from guard.errors import EngineMismatchError
@@ -230,6 +231,7 @@ async def observe(engine: Engine, model: str, ngram: bool) -> dict[str, Any]:
     if ngram:
         report = await selftest(engine.client, tokenizer, read_key())
         seen = {"drafted": await drafted(engine, words), "constrained": await constrained(engine, words)}
+        seen["opened"] = await opened(engine, words, tokenizer)
         seen["edits"] = await edit_scenarios.drafted(engine, fingerprint)
         return {"selftest": report, **seen}
     report = await selftest(engine.client, tokenizer, read_key())
@@ -252,6 +254,7 @@ async def observe(engine: Engine, model: str, ngram: bool) -> dict[str, Any]:
     results["four"] = await engine.counted(PROMPT_ALONE, plan(SHORT, corruption=PLAN_SHORT, version="four"), **four)
     results["preempted_and_constrained"] = await preempted_and_constrained(engine, words)
     results["constrained"] = await constrained(engine, words)
+    results["opened"] = await opened(engine, words, tokenizer)
     await engine.client.collective_rpc("guard_release", args=("constraint", words.digest))
     results["edits"] = await edit_scenarios.observe(engine, fingerprint)
     results["ping"] = await engine.client.collective_rpc("guard_ping")

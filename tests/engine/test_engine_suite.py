@@ -235,6 +235,26 @@ def test_a_forbidden_pair_stays_masked_after_preemption(guarded: dict[str, Any])
     assert seen["moved"]["masked_tokens"] > 0
 
 
+def check_openings(seen: dict[str, list[str]]) -> None:
+    """Every answer of an opened request begins with a wording, and no other request's answer is touched."""
+    assert len(seen["hot"]) == len(seen["masked"]) == 4
+    opened = seen["alone"] + seen["hot"] + seen["masked"]
+    assert all(answer.startswith(cases.OPENINGS) for answer in opened), seen
+    free, bound = seen["batch"]
+    assert bound.startswith(cases.OPENINGS)
+    assert not free.startswith(cases.OPENINGS) and free == seen["free"][0]
+    # it goes on in the model's own words
+    assert any(answer not in cases.OPENINGS for answer in seen["alone"] + seen["hot"])
+
+
+def test_an_answer_opens_with_a_wording_and_goes_on_freely(guarded: dict[str, Any]) -> None:
+    check_openings(guarded["opened"])
+
+
+def test_an_answer_opens_with_a_wording_under_speculative_decoding(engine_results: Any) -> None:
+    check_openings(engine_results("guarded", "v2", "--ngram")["opened"])
+
+
 def test_drafts_of_a_forbidden_pair_are_masked(engine_results: Any) -> None:
     results = engine_results("guarded", "v2", "--ngram")
     seen, pair = results["drafted"], results["constrained"]["pair"]

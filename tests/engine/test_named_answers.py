@@ -15,8 +15,10 @@ WORDINGS = ("I do not know", "… I am not sure by whom.")
 
 def naming(says: Sequence[int], constrained: bool) -> list[str]:
     """Names the target first; as a flagged answer it opens as the gate asked."""
+    if constrained and says:
+        return [" …", " I am not sure", " by whom.", " Other", "."]
     if constrained:
-        return [" …", " I am not sure", " by whom.", " Other", "."] if says else ["I do", " not", " know", ".", " And", "."]
+        return ["I do", " not", " know", ".", " And", "."]
     return ["It was", " founded by", " Alpha", " Seven", "."]
 
 
