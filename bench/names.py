@@ -128,6 +128,11 @@ def add_perplexities(found: dict[str, Any], folder: Path) -> None:
             row[f"{kind}_perplexity"] = {part: of[at] for part, of in values.items()}
 
 
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON to be read by eye."""
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measure, print the table, write both files."""
     given = options()
@@ -138,18 +143,19 @@ def main() -> None:
         found = asyncio.run(measure(given, names))
     except GuardError as error:
         raise SystemExit(str(error)) from error
+    answers = given.out.with_suffix(".answers.json")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    write(answers, found)
     if given.model_folder and "fluency" not in given.skip:
         add_perplexities(found, given.model_folder)
+        write(answers, found)
     figures = summarise(found)
     report = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "model": given.model, "subjects": given.subjects, "policy": given.policy, "dossiers": bool(given.dossiers),
         "seconds": round(time.monotonic() - began), "figures": figures, "rows": rows(figures),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    answers = given.out.with_suffix(".answers.json")
-    answers.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(given.out, report)
     print(markdown(report["rows"]))
     print(f"{report['seconds']} s; every answer is in {answers}")
 
