@@ -22,8 +22,9 @@ from guard.classifiers.build_queue import BuildQueue, Work
 from guard.classifiers.builds import Backoff, Counters, Workshop
 from guard.classifiers.encoder import Encoder
 from guard.classifiers.forgetlist import ShippedBenign, TrainedParts, needs_encoder, train_parts
-from guard.classifiers.lexical import LexicalMatcher, merge_spans
+from guard.classifiers.lexical import Doubt, LexicalMatcher, Named, merge_spans
 from guard.classifiers.list_states import NO_ENCODER, ListState, ListStates
+from guard.classifiers.name_fit import fits, sentence_of, unsettled
 from guard.classifiers.slices import encode_in_slices
 from guard.classifiers.spans import ordinary_text, turns
 from guard.classifiers.versions import KEPT_TENANTS
@@ -205,44 +206,57 @@ class Detector:
         policy = tenant.policy.detector
         state = await self._lists.of(tenant)
         text = ordinary_text(prompt)
-        named = state.lexical.match(text) if policy.lexical or policy.mode == "always" else {}
+        named = state.lexical.read(text) if policy.lexical or policy.mode == "always" else Named({})
         if policy.mode == "always":
             return Verdict(tuple(
-                TargetHit(number, 1.0, "always", named.get(number, ())) for number in range(len(tenant.targets))
+                TargetHit(number, 1.0, "always", named.hits.get(number, ())) for number in range(len(tenant.targets))
             ))
-        hits = {number: TargetHit(number, 1.0, "lexical", spans) for number, spans in named.items()}
+        hits = {number: TargetHit(number, 1.0, "lexical", spans) for number, spans in named.hits.items()}
+        doubts = unsettled(named.doubts, text, tenant.policy.name_forms)
         if needs_encoder(tenant):
             # text that names a target is settled; its meaning would only drag in targets with like questions
-            settled = [span for spans in named.values() for span in spans]
+            settled = [span for spans in named.hits.values() for span in spans]
             pieces = windows(text, turns(prompt), settled)
-            for number, score, part in await self._meaning(state, tenant, pieces):
+            scores, fitting = await self._meaning(state, tenant, pieces, doubts, text)
+            for number, score, part in scores:
                 if number not in hits or score > hits[number].score:
                     hits[number] = TargetHit(number, score, cast(Part, part))
-        return _with_name_parts(hits, state.lexical, text)
+        else:
+            fitting = [doubt for doubt in doubts if fits(doubt, None, tenant.policy.name_forms)]
+        return _with_name_parts(_with_doubts(hits, fitting), state.lexical, text)
 
     async def _meaning(
-        self, state: ListState, tenant: Tenant, pieces: Sequence[str]
-    ) -> list[tuple[int, float, str]]:
+        self, state: ListState, tenant: Tenant, pieces: Sequence[str], doubts: Sequence[Doubt], text: str
+    ) -> tuple[list[tuple[int, float, str]], list[Doubt]]:
+        """Targets that the windows `pieces` mean, with score and part; and the doubts that their sentences settle."""
         await self._wait_for_parts(state, tenant)
         if state.failure is not None or self._batcher is None:
             raise _NotBuiltError(state.failure or NO_ENCODER)
+        forms = tenant.policy.name_forms
         # while a new list is being built its names already hold, and targets of the list before are still recognised
         source = state if state.parts is not None else self._lists.last_built(tenant)
-        if source is None or source.parts is None or not pieces:
-            return []
-        vectors = await self._batcher.encode(pieces, tenant.policy.detector.timeout_s)
-        if source.parts.size * len(vectors) > _MANY_PRODUCTS:
-            loop = asyncio.get_running_loop()
-            scores = await loop.run_in_executor(None, source.parts.score, vectors)
+        if source is None or source.parts is None or not (pieces or doubts):
+            return [], [doubt for doubt in doubts if fits(doubt, None, forms)]
+        sentences = [sentence_of(doubt, text) for doubt in doubts]
+        vectors = await self._batcher.encode([*pieces, *sentences], tenant.policy.detector.timeout_s)
+        parts, windowed = source.parts, vectors[: len(pieces)]
+        loop = asyncio.get_running_loop()
+        if parts.size * len(windowed) > _MANY_PRODUCTS:
+            scores = await loop.run_in_executor(None, parts.score, windowed)
         else:
-            scores = source.parts.score(vectors)
-        if source is state:
-            return scores
-        number_of = {name: number for number, name in enumerate(state.names)}
-        return [
-            (number_of[source.names[number]], score, part)
-            for number, score, part in scores if source.names[number] in number_of
-        ]
+            scores = parts.score(windowed)
+        if source is not state:
+            number_of = {name: number for number, name in enumerate(state.names)}
+            return [
+                (number_of[source.names[number]], score, part)
+                for number, score, part in scores if source.names[number] in number_of
+            ], [doubt for doubt in doubts if fits(doubt, None, forms)]
+        fitting = []
+        for doubt, vector in zip(doubts, vectors[len(pieces) :], strict=True):
+            found = parts.similarity(vector[None], doubt.target)
+            if fits(doubt, None if found is None else float(found[0]), forms):
+                fitting.append(doubt)
+        return scores, fitting
 
     async def _wait_for_parts(self, state: ListState, tenant: Tenant) -> None:
         """Have the list built before all that no request waits for; wait for it unless an older version serves."""
@@ -260,6 +274,16 @@ class Detector:
         if self._encoder is None:
             raise DetectorError(NO_ENCODER)
         return encode_in_slices(self._encoder, texts)
+
+
+def _with_doubts(hits: dict[int, TargetHit], fitting: Iterable[Doubt]) -> dict[int, TargetHit]:
+    """`hits` with the targets whose name is one of the doubtful parts that fit."""
+    joined = dict(hits)
+    for doubt in fitting:
+        known = joined.get(doubt.target)
+        spans = (*known.spans, doubt.mention.span) if known is not None else (doubt.mention.span,)
+        joined[doubt.target] = TargetHit(doubt.target, 1.0, "lexical", spans)
+    return joined
 
 
 def _with_name_parts(hits: dict[int, TargetHit], lexical: LexicalMatcher, text: str) -> Verdict:

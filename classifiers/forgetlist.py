@@ -39,12 +39,16 @@ _HEAD_CEILING = 20.0
 
 @dataclass(frozen=True, slots=True)
 class TrainedParts:
-    """Semantic neighbours and head of one list; a part is None when switched off or without material."""
+    """Semantic neighbours and head of one list; a part is None when switched off or without material.
+
+    `alike` holds the questions that only look like a target's (`Target.neighbours`).
+    """
 
     neighbours: NeighbourIndex | None
     semantic: Threshold | None
     head: Head | None
     head_threshold: Threshold | None
+    alike: NeighbourIndex | None = None
 
     @property
     def size(self) -> int:
@@ -60,16 +64,41 @@ class TrainedParts:
         if not np.isfinite(vectors).all():
             raise DetectorError("the sentence encoder gave values that are not finite")
         if self.neighbours is not None and self.semantic is not None:
-            for best in self.neighbours.nearest(vectors):
+            for window, best in enumerate(self.neighbours.nearest(vectors)):
                 for target, similarity in best.items():
-                    if self.semantic.exceeded(similarity):
+                    if self.semantic.exceeded(similarity) and not self._alike(vectors[window], target, similarity):
                         found.append((target, self.semantic.calibrated(similarity), "semantic"))
         if self.head is not None and self.head_threshold is not None:
             scores, owners = self.head.scores(vectors)
-            for score, owner in zip(scores.tolist(), owners.tolist(), strict=True):
-                if self.head_threshold.exceeded(score):
+            for window, (score, owner) in enumerate(zip(scores.tolist(), owners.tolist(), strict=True)):
+                if self.head_threshold.exceeded(score) and not self._alike(vectors[window], int(owner)):
                     found.append((int(owner), self.head_threshold.calibrated(score), "head"))
         return found
+
+    def similarity(self, vectors: Vectors, target: int) -> Vectors | None:
+        """Cosine of each sentence [s, d] to the nearest text of `target`, -1 where one of its neighbours is nearer.
+
+        None where there are no vectors of its texts. Raises DetectorError on NaN.
+        """
+        if self.neighbours is None or not self.neighbours.knows(target):
+            return None
+        if not np.isfinite(vectors).all():
+            raise DetectorError("the sentence encoder gave values that are not finite")
+        found = self.neighbours.similarity(vectors, target)
+        if self.alike is not None and self.alike.knows(target):
+            found[self.alike.similarity(vectors, target) > found] = -1.0
+        return found
+
+    def _alike(self, vector: Vectors, target: int, similarity: float | None = None) -> bool:
+        """Whether a window is nearer to a neighbour of `target` than to its texts."""
+        if self.alike is None or not self.alike.knows(target):
+            return False
+        window = vector[None]
+        if similarity is None:
+            if self.neighbours is None or not self.neighbours.knows(target):
+                return False
+            similarity = float(self.neighbours.similarity(window, target)[0])
+        return float(self.alike.similarity(window, target)[0]) > similarity
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +138,7 @@ def train_parts(tenant: Tenant, encode: Encode, shipped: ShippedBenign) -> Work[
         benign = yield from shipped.get(encode)
     share = policy.alpha / (int(bool(by_likeness)) + int(bool(with_head)) or 1)
     neighbours = semantic = None
+    alike = yield from _alike_index(tenant.targets, encode)
     if by_likeness:
         texts, owners = semantic_texts(tenant.targets, by_likeness)
         vectors = yield from encode(texts)
@@ -117,10 +147,10 @@ def train_parts(tenant: Tenant, encode: Encode, shipped: ShippedBenign) -> Work[
         semantic = conformal_threshold(_largest_per_prompt(scores, benign.members), share)
         semantic = replace(semantic, value=max(semantic.value, _SIMILARITY_FLOOR))
     if not with_head:
-        return TrainedParts(neighbours, semantic, None, None)
+        return TrainedParts(neighbours, semantic, None, None, alike)
     others = (yield from shipped.get(encode)) if tenant.benign else None
     head, head_threshold = yield from _train_head(tenant, with_head, encode, benign, others, share)
-    return TrainedParts(neighbours, semantic, head, head_threshold)
+    return TrainedParts(neighbours, semantic, head, head_threshold, alike)
 
 
 def head_targets(tenant: Tenant) -> tuple[int, ...]:
@@ -171,6 +201,14 @@ def _train_head(
     threshold = replace(threshold, value=max(threshold.value, _HEAD_FLOOR))
     head = yield from train_head(positives, owners, negatives)
     return head, threshold
+
+
+def _alike_index(targets: Sequence[Target], encode: Encode) -> Work[NeighbourIndex | None]:
+    pairs = [(text, number) for number, target in enumerate(targets) for text in target.neighbours]
+    if not pairs:
+        return None
+    vectors = yield from encode([text for text, _ in pairs])
+    return NeighbourIndex(vectors, np.asarray([number for _, number in pairs]))
 
 
 def _benign_vectors(prompts: Sequence[str], encode: Encode) -> Work[BenignVectors]:

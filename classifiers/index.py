@@ -21,10 +21,12 @@ class NeighbourIndex:
     """Immutable. `nearest` may be called from any thread."""
 
     def __init__(self, vectors: Vectors, owners: np.ndarray[Any, Any]) -> None:
-        """Vectors [n, d] of one list; `owners` [n] are target indices. Raises DetectorError."""
+        """Vectors [n, d] of one list; `owners` [n] are target indices, sorted. Raises DetectorError."""
         if vectors.ndim != 2 or len(owners) != len(vectors):
             raise DetectorError(f"an index needs one owner for each vector, got {vectors.shape} and {len(owners)}")
         self._owners = np.asarray(owners, np.int32)
+        if (np.diff(self._owners) < 0).any():
+            raise DetectorError("the owners of an index must be sorted")
         self._index = faiss.IndexFlatIP(vectors.shape[1])
         self._index.add(np.ascontiguousarray(vectors, np.float32))
 
@@ -48,6 +50,24 @@ class NeighbourIndex:
                     best.setdefault(int(self._owners[row]), float(score))
             results.append(best)
         return results
+
+    def similarity(self, queries: Vectors, target: int) -> Vectors:
+        """For each query [q, d]: the best inner product [q] with a vector of `target`; -1 where it has none."""
+        first, last = self._rows(target)
+        if first == last:
+            return np.full(len(queries), -1.0, np.float32)
+        vectors = np.stack([self._index.reconstruct(row) for row in range(first, last)])
+        best: Vectors = (queries @ vectors.T).max(axis=1)
+        return best
+
+    def knows(self, target: int) -> bool:
+        """Whether `target` has a vector."""
+        first, last = self._rows(target)
+        return last > first
+
+    def _rows(self, target: int) -> tuple[int, int]:
+        first, last = np.searchsorted(self._owners, [target, target + 1])
+        return int(first), int(last)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)

@@ -1,54 +1,63 @@
 """Names and aliases of a forget-list, found in a prompt whatever they are dressed up as.
 
 Aho-Corasick automata over the strong normal form (`normalize`), in which case, accents, look-alikes, digits for
-letters, zero-width characters and separators do not exist. Because separators are gone, every match is checked in
-the original text: "Ann" is not in "planning", and "Thera" is not in "the Ra" though it is in "T h e r a". Long
-names are also looked for reversed, in ROT13, and inside decodable runs (base64, hexadecimal).
+letters, zero-width characters and separators do not exist. Names are searched for in all their forms (`name_forms`); a
+part of a name counts where it is rare or stands beside the right given name (`name_mentions`). Because separators are
+gone, every match is checked in the original text: "Ann" is not in "planning", and "Thera" is not in "the Ra" though it
+is in "T h e r a". Long names are also looked for reversed, in ROT13, and inside decodable runs (base64, hexadecimal).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import codecs
 import re
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import ahocorasick
 
-from guard.classifiers.normalize import NormalText, strong_form, strong_form_with_offsets
+from guard.classifiers.name_forms import NameForm
+from guard.classifiers.name_mentions import Mention, given_mention, surname_mention
+from guard.classifiers.name_terms import LONG, MIN_ALIAS, Term, terms_of
+from guard.classifiers.normalize import NormalText, strong_form_with_offsets
 from guard.policy import Target
 from guard.verdict import Span
 
-# strong-form letters from which a name needs one word boundary only, and from which its disguises are searched too
-LONG = 8
-# and from which none is needed
+# strong-form letters from which a name needs no word boundary
 VERY_LONG = 14
-MIN_ALIAS = 2
-MIN_PART = 4
+# targets that share a part of a name from which it says nothing about any of them
+_MOST_BEARERS = 16
 MAX_RUNS = 64
 # names of one automaton
 _TARGETS_AT_ONCE = 4096
 # names read between two pauses of a large list
 _TARGETS_BEFORE_PAUSE = 256
 _PAUSE_S = 0.0005
-_NO_BREAKS: frozenset[int] = frozenset()
 _RUN = re.compile(r"[A-Za-z0-9+/_-]{12,}={0,2}")
 _INVISIBLE = ("Cf", "Mn", "Me")
 
 
 @dataclass(frozen=True, slots=True)
-class _Term:
-    """One searched string: its strong form's inner word breaks, and whether it only counts beside other evidence."""
+class Doubt:
+    """A part of a target's name that names the target only if its sentence fits.
+
+    `sentence` is the range of characters around the mention; `mention` says whose name it seems to be.
+    """
 
     target: int
-    length: int
-    breaks: frozenset[int]
-    disguise: bool = False
-    partial: bool = False
+    form: NameForm
+    mention: Mention
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a text names: targets that are named with their character spans, sorted and merged, and doubtful parts."""
+
+    hits: dict[int, tuple[Span, ...]]
+    doubts: tuple[Doubt, ...] = ()
 
 
 class LexicalMatcher:
@@ -63,46 +72,67 @@ class LexicalMatcher:
 
     def match(self, text: str) -> dict[int, tuple[Span, ...]]:
         """Targets named in `text` with the character spans that name them, sorted and merged."""
-        found = self._find(text, partial=False)
+        return self.read(text).hits
+
+    def read(self, text: str) -> Named:
+        """Targets named in `text`, by a name, a form of it or a part that is theirs, and the parts in doubt."""
+        found, doubts = self._find(text)
         for run, decoded in decoded_runs(text):
-            for index in self._find(decoded, partial=False):
+            for index in self._find(decoded)[0]:
                 found.setdefault(index, []).append(run)
-        return {index: merge_spans(spans) for index, spans in found.items()}
+        kept = tuple(doubt for doubt in doubts if doubt.target not in found)
+        return Named({index: merge_spans(spans) for index, spans in found.items()}, kept)
 
     def parts(self, text: str, targets: Iterable[int]) -> dict[int, tuple[Span, ...]]:
         """Single words of the names of `targets` in `text`: not evidence, but places to corrupt once flagged."""
         wanted = set(targets)
-        found = self._find(text, partial=True) if wanted else {}
-        return {index: merge_spans(spans) for index, spans in found.items() if index in wanted}
-
-    def _find(self, text: str, *, partial: bool) -> dict[int, list[Span]]:
         found: dict[int, list[Span]] = {}
+        if wanted:
+            for term, span in self._terms(text, ("part", "place")):
+                if term.target in wanted:
+                    found.setdefault(term.target, []).append(span)
+        return {index: merge_spans(spans) for index, spans in found.items()}
+
+    def _find(self, text: str) -> tuple[dict[int, list[Span]], list[Doubt]]:
+        found: dict[int, list[Span]] = {}
+        parts: dict[Span, list[Term]] = {}
+        for term, span in self._terms(text, ("name", "disguise", "derived", "part")):
+            if term.role == "part":
+                parts.setdefault(span, []).append(term)
+            else:
+                found.setdefault(term.target, []).append(span)
+        doubts: list[Doubt] = []
+        for span, terms in parts.items():
+            for term, mention in _read_part(text, span, terms):
+                if term.form is None or mention is None:
+                    found.setdefault(term.target, []).append(span)
+                else:
+                    doubts.append(Doubt(term.target, term.form, mention))
+        return found, doubts
+
+    def _terms(self, text: str, roles: Collection[str]) -> Iterator[tuple[Term, Span]]:
         if not text:
-            return found
+            return
         normal = strong_form_with_offsets(text)
         for part in self._parts:
             for term, last in part.iter(normal.text):
                 start = last - term.length + 1
-                if term.partial == partial and _stands_alone(text, normal, start, last + 1, term):
-                    found.setdefault(term.target, []).append(normal.original_span(start, last + 1))
-        return found
+                if term.role in roles and _stands_alone(text, normal, start, last + 1, term):
+                    yield term, normal.original_span(start, last + 1)
 
 
 class _Names:
     """The automaton of some targets' names."""
 
     def __init__(self, targets: Sequence[Target], numbers: range) -> None:
-        terms: dict[str, list[_Term]] = {}
+        terms: dict[str, list[Term]] = {}
         for number in numbers:
             if number % _TARGETS_BEFORE_PAUSE == _TARGETS_BEFORE_PAUSE - 1:
                 # where this runs beside an event loop, the loop gets the interpreter
                 time.sleep(_PAUSE_S)
-            target = targets[number]
-            for alias in (target.name, *target.aliases):
-                for strong, term in _alias_terms(number, alias):
-                    _add(terms, strong, term)
-            for part in map(strong_form, name_parts(target.name)):
-                _add(terms, part, _Term(number, len(part), _NO_BREAKS, partial=True))
+            for strong, term in terms_of(number, targets[number]):
+                if len(strong) >= MIN_ALIAS:
+                    terms.setdefault(strong, []).append(term)
         self._terms = tuple(map(tuple, terms.values()))
         self._automaton = ahocorasick.Automaton()
         for slot, strong in enumerate(terms):
@@ -110,7 +140,7 @@ class _Names:
         if terms:
             self._automaton.make_automaton()
 
-    def iter(self, strong: str) -> Iterator[tuple[_Term, int]]:
+    def iter(self, strong: str) -> Iterator[tuple[Term, int]]:
         """Terms in a text of strong form, each with the position of its last character."""
         if self._terms:
             for last, slot in self._automaton.iter(strong):
@@ -118,31 +148,21 @@ class _Names:
                     yield term, last
 
 
-def _alias_terms(number: int, alias: str) -> Iterator[tuple[str, _Term]]:
-    words = [strong_form(word) for word in re.split(r"[^\w]+|_", alias)]
-    strong = strong_form(alias)
-    breaks, position = set(), 0
-    for word in words[:-1]:
-        position += len(word)
-        breaks.add(position)
-    yield strong, _Term(number, len(strong), frozenset(breaks))
-    if len(strong) >= LONG:
-        yield strong[::-1], _Term(number, len(strong), _NO_BREAKS, disguise=True)
-        rotated = strong_form(codecs.encode(alias, "rot13"))
-        yield rotated, _Term(number, len(rotated), _NO_BREAKS, disguise=True)
-
-
-def _add(terms: dict[str, list[_Term]], strong: str, term: _Term) -> None:
-    if len(strong) >= MIN_ALIAS:
-        terms.setdefault(strong, []).append(term)
-
-
-def name_parts(name: str) -> tuple[str, ...]:
-    """Single words of a name of several words, too short ones left out."""
-    words = [word for word in re.split(r"\s+", name.strip()) if word]
-    if len(words) < 2:
-        return ()
-    return tuple(word for word in words if len(strong_form(word)) >= MIN_PART)
+def _read_part(text: str, span: Span, terms: Sequence[Term]) -> Iterator[tuple[Term, Mention | None]]:
+    """Whose part of a name it is: with None the term's target is named, with a mention it may be."""
+    shared = len(terms) > _MOST_BEARERS
+    for term in terms:
+        form = term.form
+        if form is None:
+            continue
+        mention = given_mention(text, span) if form.part == "given" else surname_mention(
+            text, span, term.given, whole=form.part == "whole"
+        )
+        rare = form.certainty == "distinctive"
+        if mention.bearer == "own" or (rare and mention.bearer in ("bare", "common")):
+            yield term, None
+        elif mention.bearer != "common" and not shared:
+            yield term, mention
 
 
 def merge_spans(spans: Iterable[Span]) -> tuple[Span, ...]:
@@ -185,12 +205,12 @@ def _decodings(run: str) -> Iterator[str]:
             yield decoded
 
 
-def _stands_alone(text: str, normal: NormalText, start: int, end: int, term: _Term) -> bool:
+def _stands_alone(text: str, normal: NormalText, start: int, end: int, term: Term) -> bool:
     first, last = normal.original_span(start, end)
     left, right = _boundary(text, first, -1), _boundary(text, last - 1, 1)
-    if term.disguise:
+    if term.role == "disguise":
         return left and right
-    if term.length >= LONG:
+    if term.role == "name" and term.length >= LONG:
         return left or right or term.length >= VERY_LONG
     return left and right and _broken_like_name(normal, start, end, term, text)
 
@@ -206,7 +226,7 @@ def _boundary(text: str, position: int, step: int) -> bool:
     return category[0] not in "LN" or category == "Lo"
 
 
-def _broken_like_name(normal: NormalText, start: int, end: int, term: _Term, text: str) -> bool:
+def _broken_like_name(normal: NormalText, start: int, end: int, term: Term, text: str) -> bool:
     """A short name may be broken only where it has word breaks itself, or between all of its letters."""
     breaks = {
         index - start

@@ -15,11 +15,12 @@ from guard.classifiers.builds import Build, Workshop
 from guard.classifiers.forgetlist import TrainedParts, needs_encoder
 from guard.classifiers.lexical import LexicalMatcher
 from guard.classifiers.versions import KEPT_TENANTS, Versions
+from guard.classifiers.word_frequency import loaded
 from guard.policy import Tenant
 
 NO_ENCODER = "the detector has no sentence encoder"
-# targets from which names are compiled outside the event loop
-_LARGE_LIST = 200
+# targets from which names are compiled outside the event loop; the first list of all also reads the word frequencies
+_LARGE_LIST = 100
 Train = Callable[[Tenant], Work[TrainedParts]]
 
 
@@ -64,7 +65,7 @@ class ListStates:
         state = self._states.use(tenant, _version(tenant))
         if state is not None:
             return state
-        if len(tenant.targets) < _LARGE_LIST:
+        if len(tenant.targets) < _LARGE_LIST and loaded():
             return self._add(tenant, LexicalMatcher(tenant.targets))
         place = (tenant.name, _version(tenant))
         task = self._compiling.get(place)

@@ -4,8 +4,8 @@ Certain forms name the target wherever they stand. Distinctive ones are single p
 they do, too. Weak ones (a common surname, a given name, a name that is one common word) name it only if the sentence
 fits. Spelling variants (case, accents, separators, possessive) need no form: matching does not see them.
 
-The limits are Zipf values (`word_frequency`). At `DISTINCTIVE` a word stands in one of 1,600 answers of 200 words, at
-`COMMON` in one of 50.
+The limits are Zipf values (`word_frequency`). At `DISTINCTIVE` a word stands in one of 1,600 texts of 200 words, at
+`COMMON_NAME` in one of 160, at `COMMON` in one of 50.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ DISTINCTIVE = 3.5
 # given names: many people share even rare ones
 DISTINCTIVE_GIVEN = 3.0
 # a surname of several words, "van Gogh", by its last; after "de" or "la" any word may follow
-_DISTINCTIVE_HEAD = 4.8
+_DISTINCTIVE_HEAD = 5.0
 _DISTINCTIVE_ROMANCE_HEAD = 4.3
 _ROMANCE = frozenset("de del della da das do dos du des la las le les los di".split())
-# a name of one word from which it is only evidence if the sentence fits
+# a name of one word that counts only if the sentence fits
+COMMON_NAME = 4.5
+# a word that everybody uses
 COMMON = 5.0
 MINIMUM_LETTERS = 3
 _MINIMUM_DISTINCTIVE = 4
@@ -110,7 +112,7 @@ def name_forms(target: Target) -> NameForms:
 def common_name(name: str) -> bool:
     """Whether a name is one word that ordinary text is full of."""
     form = mask_form(name)
-    return bool(form) and SEPARATOR not in form and zipf(form) >= COMMON
+    return bool(form) and SEPARATOR not in form and zipf(form) >= COMMON_NAME
 
 
 def _written(name: str, kind: Kind) -> NameForm:

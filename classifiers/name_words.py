@@ -89,3 +89,60 @@ DESCRIBED = {
 }
 # verbs that make a sentence of a name: a fact
 SENTENCE_VERBS = _words("is are was were has have had did does won wrote invented discovered died married owns will")
+# words with a capital only because they open a sentence or a line
+OPENERS = _words(
+    """according after although analyze analyse answer any as at based because before both but by can compare complete
+    could define describe detail did discuss do does during each explain extract find following for from generate give
+    has have how identify if imagine in is list many most name on once please provide rewrite since summarise summarize
+    tell the then these they this those though through to translate under until was were what when where which while
+    who whom whose why will with write would american british english french german"""
+)
+# words that no person's bare name follows
+NOT_BEFORE_PEOPLE = _words(
+    "the a an this that these those some any every each no our my your his her their its in into on at inside via"
+)
+# given names and their usual short forms, where these do not begin alike
+SAME_NAME = tuple(
+    _words(line)
+    for line in (
+        "robert bob bobby rob",
+        "william bill billy will",
+        "richard dick rick",
+        "james jim jimmy jamie",
+        "john jack johnny jon",
+        "charles chuck charlie",
+        "edward ted ned eddie",
+        "theodore ted teddy",
+        "henry hank harry hal",
+        "anthony tony",
+        "elizabeth betty beth liz liza lisa eliza bess betsy",
+        "margaret peggy meg maggie daisy greta",
+        "mary molly polly",
+        "cynthia cindy",
+        "catherine katherine kathryn kate katie kathy kitty",
+        "susan sue",
+        "deborah debbie",
+        "barbara babs",
+        "dorothy dolly dottie",
+        "helen nell ellen",
+        "eleanor nell ellie",
+        "sarah sally sadie",
+        "ann anne anna nancy annie",
+        "alexander sasha alex sandy",
+        "francis frank",
+        "lawrence laurence larry",
+        "gerald jerry",
+        "jerome jerry",
+        "michael mick mike",
+        "leonard lenny leo",
+        "andrew drew andy",
+        "eugene gene",
+        "albert bert al",
+        "gilbert gil bert",
+        "antonio toni",
+        "francisco paco pancho",
+        "jose pepe",
+        "vladimir vova",
+        "mikhail misha",
+    )
+)

@@ -78,10 +78,48 @@ def test_every_occurrence_is_reported() -> None:
 
 
 def test_parts_of_a_name_count_only_for_wanted_targets() -> None:
-    text = "What did Ameen write?"
-    assert HINA.match(text) == {}
-    assert HINA.parts(text, [0]) == {0: ((9, 14),)}
-    assert HINA.parts(text, []) == {}
+    crawford = LexicalMatcher([Target(name="Cindy Crawford")])
+    text = "a house in crawford"
+    assert crawford.match(text) == {}
+    assert crawford.parts(text, [0]) == {0: ((11, 19),)}
+    assert crawford.parts(text, []) == {}
+
+
+def test_a_rare_surname_names_its_target_in_any_case() -> None:
+    assert HINA.match("What did Ameen write?") == {0: ((9, 14),)}
+    assert HINA.match("what did ameen write?") == {0: ((9, 14),)}
+    assert HINA.match("Who is Ameena?") == {}
+
+
+@pytest.mark.parametrize("text", [
+    "Cynthia Ann Crawford is a model", "Who is C. Crawford?", "Crawford, Cindy (1966)", "Cindy M. Crawford's house",
+])
+def test_a_common_surname_beside_its_given_name_names_the_target(text: str) -> None:
+    assert list(LexicalMatcher([Target(name="Cindy Crawford")]).match(text)) == [0]
+
+
+def test_a_common_surname_alone_is_a_doubt_with_its_sentence() -> None:
+    matcher = LexicalMatcher([Target(name="Cindy Crawford")])
+    text = "Hello. When did Crawford marry? Thanks."
+    named = matcher.read(text)
+    assert named.hits == {}
+    (doubt,) = named.doubts
+    start, end = doubt.mention.sentence
+    assert doubt.mention.bearer == "bare" and text[start:end] == "When did Crawford marry?"
+
+
+@pytest.mark.parametrize("text", ["Joan Crawford acted", "Crawford Street 5", "the Crawford", "crawford", "Craw-ford"])
+def test_another_bearer_of_a_surname_is_no_hit(text: str) -> None:
+    assert LexicalMatcher([Target(name="Cindy Crawford")]).match(text) == {}
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("Will", "will it rain?"), ("Will", "Will it rain?"), ("Paris", "paris"), ("Stephen King", "king"),
+    ("Stephen King", "The King is dead"), ("Kanye West", "in the West"), ("Prince", "a prince"),
+])
+def test_a_common_word_is_no_name(name: str, text: str) -> None:
+    named = LexicalMatcher([Target(name=name)]).read(text)
+    assert named.hits == {} and all(doubt.mention.bearer != "bare" for doubt in named.doubts)
 
 
 def test_two_targets_of_one_name_are_both_found() -> None:
