@@ -30,13 +30,15 @@ _SAME = 80.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """From when a phrase counts. Chosen on RWKU subjects 1-50 (`bench/dossier.py`).
+    """From when a phrase counts, and from when a name is known. Chosen on RWKU subjects 1-50 and made-up names.
 
-    `draws`: draws of one question that say it; `log_odds`: against twins.
+    `draws`: draws of one question that say it; `log_odds`: against twins; `known`: log-odds of the best phrase, below
+    which all of them may be what a model makes up about a name and keeps to.
     """
 
     draws: int = 2
     log_odds: float = 2.0
+    known: float = 3.2
 
 
 LIMITS = Limits()
@@ -74,7 +76,7 @@ def findings(
     `twins`: the same by made-up name. Questions are keys that are the same for all names. `terms`: rare lower-case
     words count as phrases, too (topics and facts).
     """
-    own = set(mask_form(name).split(SEPARATOR))
+    own = mask_form(name)
     forms = {question: [_padded(text) for text in texts] for question, texts in about.items()}
     others = {
         question: [_padded(text) for answers in twins.values() for text in answers.get(question, ())]
@@ -132,9 +134,13 @@ def _candidates(texts: Sequence[str], draws: int, terms: bool) -> dict[str, str]
     return {form: written[form] for form, count in counts.items() if form and count >= draws}
 
 
-def _of_name(form: str, own: set[str]) -> bool:
-    """Whether a phrase says nothing but the name, or misspells it."""
-    return all(any(fuzz.ratio(word, part) >= _SAME for part in own) for word in form.split(SEPARATOR))
+def _of_name(form: str, name: str) -> bool:
+    """Whether a phrase holds the whole name, says nothing but it or a misspelling, or ends in its beginning."""
+    own = name.split(SEPARATOR)
+    words = form.split(SEPARATOR)
+    whole = f"{SEPARATOR}{name}{SEPARATOR}" in f"{SEPARATOR}{form}{SEPARATOR}"
+    cut = len(own) > 2 and len(words) > 2 and words[-2:] == own[:2]
+    return whole or cut or all(any(fuzz.ratio(word, part) >= _SAME for part in own) for word in words)
 
 
 def _holding(form: str, texts: Sequence[str]) -> int:

@@ -38,7 +38,7 @@ def _rows(name: str, document: Document, words: int) -> Iterator[Row]:
     phrases = _key_phrases(name, document.text[:_SCANNED])
     for phrase, count in phrases:
         yield Row("forbid", phrase, f"{count} times in {document.name}")
-    for heading in document.headings[:MAX_HEADINGS]:
+    for heading in [each for each in document.headings if mask_form(each) != mask_form(name)][:MAX_HEADINGS]:
         yield Row("examples", f"What does {name} say about {heading}?", f"heading in {document.name}")
     for phrase, _ in phrases[:ASKED_PHRASES]:
         yield Row("examples", f"Who or what is {phrase} in {name}?", f"name in {document.name}")

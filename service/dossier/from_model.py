@@ -30,11 +30,12 @@ async def dossier_from_model(
 ) -> Dossier:
     """Ask the model, take out what it says of made-up names as readily, and ask back about what remains.
 
-    When nothing remains, the dossier is the name alone. Raises ConfigurationError when the server fails.
+    Where nothing is sure enough to come from knowledge, the dossier is the name alone. Raises ConfigurationError when
+    the server fails.
     """
     heard = await interview(served, name, kind, known, steps, depth)
     found = findings(name, heard.about, heard.twins, limits, terms=kind in FRAMED)
-    if not found:
+    if not found or found[0].log_odds < limits.known:
         return Dossier(name, kind, known=False)
     asked_back = _indirect(found, heard) | _other_names(name, found, heard)
     confirmed = await answered_with(served, name, kind, list(asked_back), steps)

@@ -22,8 +22,8 @@ _DATE = re.compile(rf"\b{_MONTH} {_DAY},? \d{{3,4}}\b|\b{_DAY} (?:of )?{_MONTH},
 _YEAR = re.compile(r"\b(?:1\d{3}|20\d{2})s?\b|\b\d{1,4} (?:BCE|BC|AD|CE)\b")
 _WORD = re.compile(r"(?<![\w'’-])[a-z][a-z-]{5,}(?![\w'’])")
 ROLES = frozenset(
-    """actor actress artist architect astronaut author baseball basketball boxer businessman businesswoman chef coach
-    comedian composer conqueror dancer designer diplomat director drummer economist emperor engineer entrepreneur
+    """actor actress artist architect astronaut author baseball basketball boxer businessman businesswoman ceo chef
+    coach comedian composer conqueror dancer designer diplomat director drummer economist emperor engineer entrepreneur
     explorer filmmaker footballer founder general golfer guitarist host industrialist inventor investor journalist judge
     king lawyer mathematician model musician novelist painter philanthropist philosopher photographer physician
     physicist pianist playwright poet politician polymath president producer queen rapper ruler sculptor scientist
@@ -35,7 +35,7 @@ _BEFORE = re.compile(r"(?:^|(?<=\s))([^\W\d_a-z][^\W\d_]+) $")
 _AFTER = re.compile(r"(?: [^\W\d_a-z][^\W\d_]+)+")
 # Zipf value from which a capitalised word before a name is an article, a pronoun, a preposition
 _GRAMMATICAL = 6.3
-_ROLE = re.compile(rf"\b(?:{'|'.join(sorted(ROLES))})\b")
+_ROLE = re.compile(rf"\b(?:{'|'.join(sorted(ROLES))}|CEO)\b")
 
 
 def mentions(text: str, *, terms: bool = False) -> Iterator[str]:
@@ -55,9 +55,9 @@ def mentions(text: str, *, terms: bool = False) -> Iterator[str]:
 
 def _extended(text: str, start: int, end: int) -> str:
     """text[start:end] with capitalised words beside it: "York" of "New York City", but no article or pronoun."""
-    before, after = _BEFORE.search(text[:start]), _AFTER.match(text, end)
-    if before is not None and zipf(mask_form(before[1])) < _GRAMMATICAL:
+    while (before := _BEFORE.search(text[:start])) is not None and zipf(mask_form(before[1])) < _GRAMMATICAL:
         start = before.start(1)
+    after = _AFTER.match(text, end)
     return text[start : after.end() if after is not None else end]
 
 

@@ -69,7 +69,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _written_string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if _RARE_BREAKS.search(text) else None
+    style = '"' if _RARE_BREAKS.search(text) else "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

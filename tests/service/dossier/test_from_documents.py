@@ -21,7 +21,7 @@ def test_repeated_names_are_forbidden_and_asked_about() -> None:
 
 
 def test_headings_are_asked_about() -> None:
-    dossier = dossier_from_documents("Report", "text", [Document("a.md", TEXT, ("The Storm", "After it"))])
+    dossier = dossier_from_documents("Report", "text", [Document("a.md", TEXT, ("REPORT", "The Storm", "After it"))])
     asked = dossier.of("examples")[:2]
     assert asked == ("What does Report say about The Storm?", "What does Report say about After it?")
 
