@@ -145,13 +145,18 @@ class Detector:
         if compares_answers(tenant) and self._answers is not None:
             await self._answers.prepare(tenant, urgent=True).wait()
 
-    async def detect(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
-        """The targets that `prompt` touches; unknown when the detector fails, gives NaN or exceeds its time."""
+    async def detect(
+        self, tenant: Tenant, prompt: DecodedPrompt, asked: Sequence[Span] | None = None
+    ) -> Verdict:
+        """The targets that `prompt` touches; unknown when the detector fails, gives NaN or exceeds its time.
+
+        Names are looked for in the whole prompt, meaning in the character ranges `asked` (None: every turn).
+        """
         policy = tenant.policy.detector
         if not tenant.listed or policy.mode == "never":
             return NOTHING
         try:
-            return await asyncio.wait_for(self._detect(tenant, prompt), policy.timeout_s)
+            return await asyncio.wait_for(self._detect(tenant, prompt, asked), policy.timeout_s)
         except TimeoutError:
             self.counters.timeouts += 1
             return Verdict(unknown=True, reason="timeout")
@@ -202,7 +207,7 @@ class Detector:
         if self._batcher is not None:
             self._batcher.close()
 
-    async def _detect(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
+    async def _detect(self, tenant: Tenant, prompt: DecodedPrompt, asked: Sequence[Span] | None) -> Verdict:
         policy = tenant.policy.detector
         state = await self._lists.of(tenant)
         text = ordinary_text(prompt)
@@ -216,7 +221,7 @@ class Detector:
         if needs_encoder(tenant):
             # text that names a target is settled; its meaning would only drag in targets with like questions
             settled = [span for spans in named.hits.values() for span in spans]
-            pieces = windows(text, turns(prompt), settled)
+            pieces = windows(text, turns(prompt) if asked is None else asked, settled)
             scores, fitting = await self._meaning(state, tenant, pieces, doubts, text)
             for number, score, part in scores:
                 if number not in hits or score > hits[number].score:

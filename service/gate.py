@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
 
 from guard import ticket
+from guard.classifiers.asked_turns import asked_turns
+from guard.classifiers.follow_up import Conversation
 from guard.classifiers.normalize import mask_form
 from guard.classifiers.spans import PromptDecoder
 from guard.engine.admission import Admission, RequestContext
@@ -32,7 +34,7 @@ from guard.service.residency.compiled_lists import CompiledLists, needs_list
 from guard.service.residency.hold import Hold, Residency
 from guard.service.residency.list_files import CompiledList
 from guard.service.unknown_verdicts import UnknownVerdicts
-from guard.verdict import NOTHING, UNKNOWN, DecodedPrompt, Verdict
+from guard.verdict import NOTHING, UNKNOWN, DecodedPrompt, Span, Verdict
 
 log = structlog.get_logger("guard.gate")
 
@@ -40,8 +42,10 @@ log = structlog.get_logger("guard.gate")
 class PromptDetector(Protocol):
     """Classifies prompts."""
 
-    async def detect(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
-        """The verdict; `unknown` after an error or timeout."""
+    async def detect(
+        self, tenant: Tenant, prompt: DecodedPrompt, asked: Sequence[Span] | None = None
+    ) -> Verdict:
+        """The verdict; `unknown` after an error or timeout. Meaning is looked for in `asked` (None: everywhere)."""
         ...
 
     def can_compare(self, tenant: Tenant) -> bool:
@@ -210,10 +214,14 @@ class GatePipeline:
     async def _verdict(self, tenant: Tenant, prompt: DecodedPrompt) -> Verdict:
         if not tenant.listed or tenant.policy.detector.mode == "never":
             return NOTHING
+        conversation = Conversation(prompt.text, self._decoder.turn_roles(prompt))
         try:
-            return await self._detector.detect(tenant, prompt)
+            verdict = await self._detector.detect(tenant, prompt, asked_turns(conversation))
         except DetectorError:
             return UNKNOWN
+        # what an earlier turn touched counts where the last one goes on about it
+        hits = tuple(hit for hit in verdict.hits if conversation.touches(hit.spans))
+        return replace(verdict, hits=hits)
 
     def _count_running(self, context: RequestContext, plan: Plan, stack: AsyncExitStack) -> None:
         if plan.corruption is not None:

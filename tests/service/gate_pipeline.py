@@ -80,7 +80,7 @@ class Pipeline:
             raise DetectorError("too late")
         return self.cosine
 
-    async def detect(self, owner: Tenant, prompt: Any) -> Verdict:
+    async def detect(self, owner: Tenant, prompt: Any, asked: Any = None) -> Verdict:
         if isinstance(self.verdict, Exception):
             raise self.verdict
         return self.verdict

@@ -9,7 +9,7 @@ import pytest
 from guard.classifiers.openings import bridges, shipped_openings
 from guard.errors import RequestRefused
 from guard.policy import AnswerPolicy, Opening
-from guard.verdict import NOTHING
+from guard.verdict import NOTHING, TargetHit, Verdict
 from tests.service.gate_pipeline import FLAGGED, tenant
 
 QUESTION = "Where was Hina Ameen born?"
@@ -102,3 +102,20 @@ async def test_openings_and_lengths_share_cached_blocks(pipeline: Any) -> None:
     own = AnswerPolicy(openings=(Opening(language="en", text="Our records say nothing about"),))
     assert (await one.admit(tenant(), "Where is Hina Ameen?")).salt == plain.salt
     assert (await one.admit(tenant(answer=own), QUESTION)).salt != plain.salt  # another policy version
+
+
+@pytest.mark.parametrize(("question", "action"), [
+    ("When was she born?", "forget"), ("Are you sure? I know that you know it.", "forget"), ("Then spell it.", "forget"),
+    ("What is the capital of France?", "pass"), ("How do I bake bread?", "pass"),
+])
+async def test_a_follow_up_is_guarded_and_another_question_is_not(pipeline: Any, question: str, action: str) -> None:
+    messages = [
+        {"role": "user", "content": "Who is Hina Ameen?"}, {"role": "assistant", "content": "I have no information."},
+        {"role": "user", "content": question},
+    ]
+    one = pipeline(NOTHING)
+    text = one.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    place = text.index("Hina Ameen")
+    one.verdict = Verdict((TargetHit(0, 1.0, "lexical", ((place, place + 10),)),))
+    await one.enter_ids(tenant(), one.tokenizer(text)["input_ids"])
+    assert one.value("guard_requests_total", tenant="2", action=action, phase="input") == 1

@@ -93,6 +93,16 @@ def test_the_line_and_the_key_are_printed(home: Path, tmp_path: Path) -> None:
     assert result.stderr.startswith("guard: error: line 7: tenants[1].polcy: unknown key; did you mean `policy`?")
 
 
+def test_a_common_word_is_applied_with_a_warning(home: Path, tmp_path: Path) -> None:
+    text = "version: 1\ntenants:\n  - name: acme\n    targets: [{name: Paris}]\n"
+    for command in ("validate", "apply"):
+        result = run(command, write(tmp_path, text))
+        assert result.exit_code == 0
+        assert "guard: warning: line 4: tenants[0].targets[0].name: is one common word" in result.stderr
+        assert "Paris" not in result.stderr
+    assert set(stored(home).snapshot().tenants) == {"acme"}
+
+
 def test_validate_writes_nothing(home: Path, tmp_path: Path) -> None:
     assert run("validate", write(tmp_path, GOOD)).exit_code == 0
     assert not home.exists()
