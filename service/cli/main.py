@@ -163,6 +163,8 @@ def apply(
     # of a long file nobody wants to read what stayed as it was; JSON has all of it
     shown = rows if as_json or len(rows) <= MAX_UNCHANGED else changed
     tenants.show_rows(shown, ("tenant", "index", "change", "targets", "policy_version"), as_json)
+    if parsed is not None:
+        tenants.show_warnings(parsed, text)
     tell_store(store, home, f"{len(changed)} of {len(rows)} tenants changed")
 
 
@@ -171,11 +173,13 @@ def validate(file: FileArgument) -> None:
     """Check FILE without applying it; every problem is named by line and field."""
     from guard.service.files.tenant_file import examine, read_text
 
-    parsed, problems = examine(read_text(file))
+    text = read_text(file)
+    parsed, problems = examine(text)
     if parsed is None:
         for problem in problems:
             fail(str(problem.error()))
         raise typer.Exit(INVALID)
+    tenants.show_warnings(parsed, text)
     targets = sum(len(tenant.targets) for tenant in parsed.tenants)
     console().print(f"{file.name} is valid: {len(parsed.tenants)} tenants, {targets} targets", markup=False)
 

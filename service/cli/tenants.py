@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from guard.policy import TenantFile
 from guard.service.cli.options import DEFAULT_HOME, AsJson, DatabaseUrl, Home, console, open_store, stored_tenant
 
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
@@ -112,6 +113,14 @@ def delete_tenant(
     store.delete_tenant(tenant, actor=command_line_actor())
     typer.echo("deleted")
     tell_store(store, home, "Deleted")
+
+
+def show_warnings(file: TenantFile, text: str) -> None:
+    """Print on standard error which names of a tenant file cost something; they are accepted all the same."""
+    from guard.service.files.name_warnings import name_warnings
+
+    for warning in name_warnings(file, text):
+        typer.echo(f"guard: warning: {warning.error()}", err=True)
 
 
 def show_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], as_json: bool) -> None:
