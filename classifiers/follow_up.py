@@ -26,6 +26,8 @@ SIMILAR = 0.35
 READ = 4000
 # a turn of so few words is no question of its own, unless it names something
 _FEW_WORDS = 3
+# up to this length a sentence that asks for nothing new is a remark on what was said
+_REMARK_WORDS = 8
 # share of a turn's topic words that an earlier turn must have for the turn to be about the same
 _SAME_TOPIC = 0.6
 # fewer words of grammar than this are no sentence of a known language
@@ -116,6 +118,8 @@ def _spaced_refers_back(text: str, before: str) -> bool:
     if len(found) <= _FEW_WORDS and not (folded[0] in words.small and any(turn.topics)):
         return not any(turn.names)
     if not any(turn.topics) and not any(turn.names):
+        return True
+    if len(found) <= _REMARK_WORDS and turn.is_remark():
         return True
     return share < _MIN_SMALL or turn.has_unbound() or _same_topic(folded, turn.topics, before)
 

@@ -75,7 +75,7 @@ def words_of(chosen: frozenset[str]) -> Words:
         vague_stems=tuple(sorted(word[:-1] for word in vague if word.endswith("*"))),
         person=_split(lists, "person"),
         thing=_split(lists, "thing"),
-        articles=_split(lists, "articles"),
+        articles=_articles(lists, chosen),
         nouns=_split(lists, "nouns"),
         openers=_split(lists, "openers"),
         closers=_split(lists, "closers"),
@@ -95,6 +95,11 @@ def _data() -> dict[str, dict[str, str]]:
 
 def _split(lists: Iterable[Mapping[str, str]], key: str) -> frozenset[str]:
     return frozenset(word for entry in lists for word in entry.get(key, "").casefold().split())
+
+
+def _articles(lists: Iterable[Mapping[str, str]], chosen: frozenset[str]) -> frozenset[str]:
+    """Definite articles; "a" is Portuguese for "the", but not where the text may be English."""
+    return _split(lists, "articles") - ({"a"} if "en" in chosen else set())
 
 
 def _pattern(lists: Iterable[Mapping[str, str]], key: str, spaced: bool) -> re.Pattern[str]:

@@ -69,6 +69,11 @@ class Utterance:
                 return True
         return False
 
+    def is_remark(self) -> bool:
+        """Whether the turn neither asks nor names anything, and has one word with a topic at most."""
+        asks = any(mark in self._text for mark in "?？") or any(word in _INDEFINITE for word in self._folded)
+        return not asks and not any(self.names) and sum(self.topics) <= 1 and not self._material_after()
+
     def says(self, pattern: re.Pattern[str]) -> bool:
         """Whether the turn holds one of the phrases, outside of those that mean nothing."""
         line = " ".join(self._folded)
