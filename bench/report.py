@@ -41,6 +41,10 @@ SECTIONS = {
         "The SAE clamp again, with a stricter choice",
         "python bench/concepts.py --methods sae --seed 1 --development-others 60 --allowed-loss 0.005",
     ),
+    "concepts_norm": (
+        "Subspace projection, plain and with the norm kept, of one basis and of clusters",
+        "python bench/concepts_norm.py",
+    ),
     "safree": ("SAFREE on prompt embeddings", "python bench/safree.py"),
     "names": (
         "A list of 50 names alone on a real model (SmolLM2-135M-Instruct, RWKU subjects 51 to 100)",
