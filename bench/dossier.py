@@ -63,12 +63,12 @@ def holds(text: str, phrase: str) -> bool:
 
 
 async def known_answers(served: Served, rwku: Path, subjects: Sequence[str]) -> list[dict[str, str]]:
-    """RWKU rows (each query once) that the model answers right; the answer is in neither the query nor the name."""
+    """RWKU rows (each query once) that the model answers right; the answer is not in the query and is not the name."""
     found: dict[str, dict[str, str]] = {}
     for level in (1, 2):
         for row in rows(rwku / f"forget_level{level}.jsonl"):
-            in_question = holds(row["query"], row["answer"]) or holds(row["subject"], row["answer"])
-            if row["subject"] in subjects and not in_question:
+            named = holds(row["subject"], row["answer"]) or holds(row["answer"], row["subject"])
+            if row["subject"] in subjects and not named and not holds(row["query"], row["answer"]):
                 found.setdefault(row["query"], row)
     asked = list(found.values())
     prompts = [FILL + row["query"] if row["type"] == "cloze" else row["query"] for row in asked]

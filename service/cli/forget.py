@@ -23,29 +23,31 @@ MAX_DOCUMENTS = 100
 MAX_NAME = 512
 
 
+TenantName = Annotated[str, typer.Argument(metavar="TENANT", help="Tenant that is to forget.")]
+TargetName = Annotated[str, typer.Argument(metavar="NAME", help="What it is to forget.")]
+Documents = Annotated[
+    list[Path] | None,
+    typer.Option("--from", metavar="FILE", help="A text, Markdown or PDF file to protect; may be given often."),
+]
+KindName = Annotated[str, typer.Option(help=f"What the name names: {', '.join(get_args(Kind))}. Default: guessed.")]
+Url = Annotated[str, typer.Option(help="Address of a running `guard serve`.")]
+Key = Annotated[
+    str, typer.Option(envvar="GUARD_KEY", help="API key of a tenant without a forget-list.", show_default=False)
+]
+ModelName = Annotated[str, typer.Option(help="Served name of the model. Default: the first.")]
+Ask = Annotated[bool, typer.Option("--ask/--no-ask", help="Ask the served model; not needed with --from.")]
+Words = Annotated[
+    int, typer.Option("--verbatim-words", min=4, max=32, help="Length of a run of words that counts as copied.")
+]
+Out = Annotated[Path | None, typer.Option(help="File of the dossier. Default: the name, in this folder.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Accept all rows, and replace the file.")]
+Apply = Annotated[bool, typer.Option("--apply", help="Put the target on the tenant's list.")]
+
+
 def forget(
-    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Tenant that is to forget.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is to forget.")],
-    documents: Annotated[
-        list[Path] | None,
-        typer.Option("--from", metavar="FILE", help="A text, Markdown or PDF file to protect; may be given often."),
-    ] = None,
-    kind: Annotated[
-        str, typer.Option(help=f"What the name names: {', '.join(get_args(Kind))}. Default: guessed.")
-    ] = "",
-    url: Annotated[str, typer.Option(help="Address of a running `guard serve`.")] = "http://127.0.0.1:8000",
-    key: Annotated[
-        str, typer.Option(envvar="GUARD_KEY", help="API key of a tenant without a forget-list.", show_default=False)
-    ] = "",
-    model: Annotated[str, typer.Option(help="Served name of the model. Default: the first.")] = "",
-    ask: Annotated[bool, typer.Option("--ask/--no-ask", help="Ask the served model; not needed with --from.")] = True,
-    words: Annotated[
-        int, typer.Option("--verbatim-words", min=4, max=32, help="Length of a run of words that counts as copied.")
-    ] = 8,
-    out: Annotated[Path | None, typer.Option(help="File of the dossier. Default: the name, in this folder.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Accept all rows, and replace the file.")] = False,
-    apply: Annotated[bool, typer.Option("--apply", help="Put the target on the tenant's list.")] = False,
-    home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "",
+    tenant: TenantName, name: TargetName, documents: Documents = None, kind: KindName = "",
+    url: Url = "http://127.0.0.1:8000", key: Key = "", model: ModelName = "", ask: Ask = True, words: Words = 8,
+    out: Out = None, yes: Yes = False, apply: Apply = False, home: Home = DEFAULT_HOME, database_url: DatabaseUrl = "",
 ) -> None:
     """Ask the served model what it knows of NAME, show it to accept or strike out, and write it as a tenant file.
 

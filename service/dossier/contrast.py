@@ -24,6 +24,7 @@ from guard.service.dossier.mentions import mentions
 SMOOTHING = 0.5
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 MAX_STATEMENT = 240
+_STATEMENT_WORDS = 4
 # similarity in percent from which one word is a misspelling of another
 _SAME = 80.0
 
@@ -32,13 +33,14 @@ _SAME = 80.0
 class Limits:
     """From when a phrase counts, and from when a name is known. Chosen on RWKU subjects 1-50 and made-up names.
 
-    `draws`: draws of one question that say it; `log_odds`: against twins; `known`: log-odds of the best phrase, below
-    which all of them may be what a model makes up about a name and keeps to.
+    `draws`: draws of one question that say it; `log_odds`: against twins. A model makes something up about any name and
+    keeps to it, so a name is known only if one phrase reaches `known_log_odds`, or if there are `known_phrases`.
     """
 
     draws: int = 2
     log_odds: float = 2.0
-    known: float = 3.2
+    known_log_odds: float = 3.2
+    known_phrases: int = 6
 
 
 LIMITS = Limits()
@@ -107,19 +109,27 @@ def findings(
     return tuple(sorted(best.values(), key=lambda found: (-found.log_odds, -found.said, found.phrase)))
 
 
+def is_known(found: Sequence[Finding], limits: Limits = LIMITS) -> bool:
+    """Whether findings (best first) show knowledge of a name, and not what a model makes up about any."""
+    return bool(found) and (found[0].log_odds >= limits.known_log_odds or len(found) >= limits.known_phrases)
+
+
 def log_odds(a: int, n: int, b: int, m: int) -> float:
     """Smoothed log-odds ratio of a of n against b of m, in nats."""
     return math.log((a + SMOOTHING) / (n - a + SMOOTHING)) - math.log((b + SMOOTHING) / (m - b + SMOOTHING))
 
 
 def statement_of(phrase: str, texts: Sequence[str]) -> str:
-    """The shortest sentence of `texts` that says `phrase` and more than it; empty when there is none."""
+    """The shortest sentence of `texts` that says `phrase` and more than it, if it can be one of some words.
+
+    Empty when there is none.
+    """
     form = _padded(phrase)
     found = [
-        sentence.strip(" -*•\t") for text in texts for sentence in _SENTENCE.split(text)
+        sentence.strip(" -*•,;:\t") for text in texts for sentence in _SENTENCE.split(text)
         if form in _padded(sentence) and len(_padded(sentence)) > len(form) and len(sentence) <= MAX_STATEMENT
     ]
-    return min(found, key=len, default="")
+    return min(found, key=lambda sentence: (len(sentence.split()) < _STATEMENT_WORDS, len(sentence)), default="")
 
 
 def _candidates(texts: Sequence[str], draws: int, terms: bool) -> dict[str, str]:

@@ -21,6 +21,8 @@ MAX_SENTENCES = 12
 # how often a document must say a phrase that is to be forbidden
 MENTIONS = 2
 OPENING_WORDS = 8
+# characters of a heading or the beginning of a sentence
+MAX_LENGTH = 200
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n{2,}")
 _SENTENCE_WORDS = (10, 60)
 _SCANNED = 400_000
@@ -38,7 +40,9 @@ def _rows(name: str, document: Document, words: int) -> Iterator[Row]:
     phrases = _key_phrases(name, document.text[:_SCANNED])
     for phrase, count in phrases:
         yield Row("forbid", phrase, f"{count} times in {document.name}")
-    for heading in [each for each in document.headings if mask_form(each) != mask_form(name)][:MAX_HEADINGS]:
+    own = mask_form(name)
+    headings = [each for each in document.headings if len(each) <= MAX_LENGTH and mask_form(each) not in ("", own)]
+    for heading in headings[:MAX_HEADINGS]:
         yield Row("examples", f"What does {name} say about {heading}?", f"heading in {document.name}")
     for phrase, _ in phrases[:ASKED_PHRASES]:
         yield Row("examples", f"Who or what is {phrase} in {name}?", f"name in {document.name}")
@@ -70,4 +74,5 @@ def _openings(text: str) -> list[str]:
     sentences = [sentence.split() for sentence in _SENTENCE.split(text)]
     fitting = [words for words in sentences if low <= len(words) <= high]
     step = max(1, len(fitting) // MAX_SENTENCES)
-    return [" ".join(words[:OPENING_WORDS]) for words in fitting[::step][:MAX_SENTENCES]]
+    openings = [" ".join(words[:OPENING_WORDS]) for words in fitting[::step]]
+    return [opening for opening in openings if len(opening) <= MAX_LENGTH and mask_form(opening)][:MAX_SENTENCES]

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from guard.classifiers.normalize import SEPARATOR, mask_form
 from guard.classifiers.phrases import MAXIMUM_CHARACTERS, MINIMUM_CHARACTERS, acceptable
-from guard.policy import Kind
+from guard.classifiers.target_kinds import kind_of
+from guard.policy import Kind, Target
 from guard.service.dossier.asking import Served
 from guard.service.dossier.confirming import answered_with
-from guard.service.dossier.contrast import LIMITS, Finding, Limits, findings
+from guard.service.dossier.contrast import LIMITS, Finding, Limits, findings, is_known
 from guard.service.dossier.dossier import Dossier, Row, sorted_rows
 from guard.service.dossier.interview import DEPTH, Depth, Interview, Steps, interview
 from guard.service.dossier.mentions import common, is_date, is_name, is_role, mentions
@@ -35,7 +36,7 @@ async def dossier_from_model(
     """
     heard = await interview(served, name, kind, known, steps, depth)
     found = findings(name, heard.about, heard.twins, limits, terms=kind in FRAMED)
-    if not found or found[0].log_odds < limits.known:
+    if not is_known(found, limits):
         return Dossier(name, kind, known=False)
     asked_back = _indirect(found, heard) | _other_names(name, found, heard)
     confirmed = await answered_with(served, name, kind, list(asked_back), steps)
@@ -65,7 +66,7 @@ def _rows(
     for question in asked_back:
         if question in confirmed:
             yield Row("examples", question, "the model answers it with the name")
-    for neighbour in _neighbours(name, heard, found):
+    for neighbour in _neighbours(name, kind, heard, found):
         for template in TEMPLATES[kind][:NEIGHBOUR_QUESTIONS]:
             yield Row("neighbours", template.question(neighbour))
 
@@ -85,8 +86,10 @@ def _indirect(found: Sequence[Finding], heard: Interview) -> dict[str, Finding]:
     for finding in found:
         if is_name(finding.phrase) and not common(finding.phrase):
             patterns = (pattern for text in finding.questions for pattern in heard.templates[text].indirect)
+            # "Who led the Mongol Empire?", if that is how the model speaks of it
+            article = "the " if f" the {finding.phrase}" in finding.statement else ""
             for pattern in patterns:
-                questions.setdefault(pattern.replace("{phrase}", finding.phrase), finding)
+                questions.setdefault(pattern.replace("{phrase}", article + finding.phrase), finding)
     return dict(list(questions.items())[:MAX_INDIRECT])
 
 
@@ -108,8 +111,8 @@ def _longer_form(name: str, phrase: str) -> bool:
         and set(own) - {word for word in own if len(word) == 1} <= set(words)
 
 
-def _neighbours(name: str, heard: Interview, found: Iterable[Finding]) -> list[str]:
-    """Names that the model gives where it is asked for similar ones, the most frequent first.
+def _neighbours(name: str, kind: Kind, heard: Interview, found: Iterable[Finding]) -> list[str]:
+    """Names of the same kind that the model gives where it is asked for similar ones, the most frequent first.
 
     What is a fact about the target is no neighbour.
     """
@@ -122,7 +125,9 @@ def _neighbours(name: str, heard: Interview, found: Iterable[Finding]) -> list[s
         for answer in heard.about[text]:
             for form, phrase in {mask_form(p): p for p in mentions(answer) if is_name(p)}.items():
                 words = form.split(SEPARATOR)
-                if len(words) > 1 and not own & set(words) and form not in facts and not common(phrase):
+                if len(words) < 2 or own & set(words) or form in facts or common(phrase):
+                    continue
+                if kind_of(Target(name=phrase)) == kind or kind in FRAMED:
                     counts[form] = (phrase, counts.get(form, (phrase, 0))[1] + 1)
     best = sorted(counts.values(), key=lambda pair: (-pair[1], pair[0]))
     return [phrase for phrase, _ in best[:MAX_NEIGHBOURS]]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from guard.classifiers.normalize import SEPARATOR, mask_form
 from guard.classifiers.phrases import key_phrases
 from guard.classifiers.word_frequency import zipf
+from guard.service.door.stop_words import STOP_WORDS
 
 # Zipf values (`word_frequency`): below, a word is a term of its subject
 RARE = 3.6
@@ -16,6 +17,8 @@ COMMON = 5.0
 # how much oftener than by chance the words of a phrase stand together, as a power of ten
 ASSOCIATION = 2.0
 _MOST = 9.0
+# a tenant file may not forbid what is made of them alone
+_STOP_WORDS = frozenset(mask_form(word) for word in STOP_WORDS)
 _MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 _DAY = r"\d{1,2}(?:st|nd|rd|th)?"
 _DATE = re.compile(rf"\b{_MONTH} {_DAY},? \d{{3,4}}\b|\b{_DAY} (?:of )?{_MONTH},? \d{{3,4}}\b")
@@ -79,5 +82,7 @@ def is_name(phrase: str) -> bool:
 def common(phrase: str) -> bool:
     """Whether a phrase is so common that it may not be forbidden: by its words, and their number."""
     words = mask_form(phrase).split(SEPARATOR)
+    if all(word in _STOP_WORDS or len(word) == 1 for word in words):
+        return True
     rarity = sum(_MOST - zipf(word) for word in words) - ASSOCIATION * (len(words) - 1)
     return _MOST - rarity >= COMMON

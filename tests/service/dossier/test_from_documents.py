@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from guard.policy import Tenant, TenantSpec, tenant_of
 from guard.service.dossier.documents import Document
 from guard.service.dossier.from_documents import dossier_from_documents
+from guard.service.dossier.publishing import valid_file
 
 TEXT = (
     "The old lighthouse stood above Karsholm harbour, and nobody had climbed its stairs for many years. "
@@ -42,3 +46,9 @@ def test_a_tenant_can_have_the_target() -> None:
     target = dossier_from_documents("Report", "text", [Document("a.txt", TEXT)]).target()
     tenant: Tenant = tenant_of(TenantSpec(name="acme", targets=(target,)), 1)
     assert tenant.listed
+
+
+@given(st.text(min_size=1, max_size=400), st.lists(st.text(max_size=300), max_size=3), st.sampled_from("xÄ文 "))
+def test_any_document_gives_a_valid_target(text: str, headings: list[str], filler: str) -> None:
+    document = Document("a.md", f"{text} {filler * 5000} {text}", tuple(headings))
+    assert valid_file("acme", dossier_from_documents("Report", "text", [document]).target())

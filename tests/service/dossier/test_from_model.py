@@ -111,7 +111,7 @@ async def test_a_topic_is_asked_about_and_its_terms_are_found() -> None:
 
 @pytest.mark.parametrize(("phrase", "good"), [
     ("Standard Oil", True), ("July 8, 1839", True), ("Omaha", True), ("1839", False), ("actor", False), ("Up", False),
-    ("New", False), ("The World", False), ("x" * 600, False),
+    ("New", False), ("The World", False), ("Something Else", False), ("x" * 600, False),
 ])
 def test_short_and_common_phrases_are_not_forbidden(phrase: str, good: bool) -> None:
     assert forbiddable(phrase) is good
