@@ -18,6 +18,7 @@ import asyncio
 import json
 import os
 import platform
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--benign", type=int, default=160, help="benign prompts whose answers are compared")
     parser.add_argument("--conversations", type=int, default=60)
     parser.add_argument("--draws", type=int, default=0, help="answers at temperature 1 to each known question")
+    parser.add_argument("--judged", type=int, default=120, help="questions whose answers' perplexity is counted")
     parser.add_argument("--concurrency", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", type=Path, help="file that keeps unguarded answers for the next run")
@@ -118,10 +120,11 @@ async def measure(given: argparse.Namespace, names: tuple[str, ...]) -> dict[str
     return found
 
 
-def add_perplexities(found: dict[str, Any], folder: Path) -> None:
-    """Give the sampled questions the perplexities of both answers."""
+def add_perplexities(found: dict[str, Any], folder: Path, count: int, seed: int) -> None:
+    """Give `count` of the sampled questions that name the person the perplexities of both answers."""
     judge = Judge(folder)
-    rows = [row for row in found["questions"] if row["sampled"]]
+    rows = [row for row in found["questions"] if row["sampled"] and row["split"] in ("named", "surname")]
+    rows = random.Random(seed).sample(rows, min(count, len(rows)))
     for kind in ("open", "guarded"):
         values = perplexities(judge, [row["text"] for row in rows], [row[kind] for row in rows])
         for at, row in enumerate(rows):
@@ -147,7 +150,7 @@ def main() -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     write(answers, found)
     if given.model_folder and "fluency" not in given.skip:
-        add_perplexities(found, given.model_folder)
+        add_perplexities(found, given.model_folder, given.judged, given.seed)
         write(answers, found)
     figures = summarise(found)
     report = {

@@ -20,6 +20,8 @@ class Judge:
     """The unguarded model, in float32, as the judge of how likely each token of an answer is."""
 
     def __init__(self, folder: Path) -> None:
+        # single texts gain little from more threads, and on busy cores these wait for each other
+        torch.set_num_threads(1)
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 

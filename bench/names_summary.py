@@ -81,15 +81,16 @@ def _drawn(rows: Sequence[Answer]) -> dict[str, Any]:
 def _fluency(rows: Sequence[Answer]) -> dict[str, Any]:
     """Of the sampled questions; perplexities where they were measured, as medians and their ratios."""
     sampled = [row for row in rows if row["sampled"]]
+    judged = [row for row in sampled if "open_perplexity" in row]
     found: dict[str, Any] = {
         "answers": len(sampled), "degenerate": _share(sampled, "degenerate"),
         "open_degenerate": _share(sampled, "open_degenerate"),
     }
-    if sampled and "open_perplexity" in sampled[0]:
-        own = middle([row["open_perplexity"]["whole"] for row in sampled])
+    if judged:
+        own = middle([row["open_perplexity"]["whole"] for row in judged])
         found["open_median_perplexity"] = own
         for part in ("whole", "after_opening"):
-            value = middle([row["guarded_perplexity"][part] for row in sampled])
+            value = middle([row["guarded_perplexity"][part] for row in judged])
             found[f"median_perplexity_{part}"] = value
             found[f"ratio_{part}"] = round(value / own, 3)
     return found
