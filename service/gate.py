@@ -28,6 +28,7 @@ from guard.planner import Decision, FittedStrength, constraint_of, decide
 from guard.policy import Tenant
 from guard.salt import salt_plan
 from guard.service.door.errors import content_filter_refusal, unavailable
+from guard.service.gate_counts import GateCounts
 from guard.service.openings import answer_mode, bridges_for, openings_for
 from guard.service.output_check import flagged_check, output_check
 from guard.service.residency.compiled_lists import CompiledLists, needs_list
@@ -69,7 +70,7 @@ class GatePipeline:
         self.metrics = metrics
         self._key = key
         self._fitted = fitted
-        self._corrupted = 0
+        self.counts = GateCounts(metrics)
         self._unknown = UnknownVerdicts()
 
     def admit_now(self, context: RequestContext, token_ids: Sequence[int]) -> Admission | None:
@@ -163,12 +164,12 @@ class GatePipeline:
         exempt = compiled.exempt(self._written(prompt)) if compiled is not None else frozenset()
         with self.metrics.stage("plan"):
             decision = self._decide(context, verdict, prompt, compiled, exempt)
-        self._count(context, decision, verdict)
+        self.counts.decided(context, decision, verdict)
         self._refuse_by(decision, verdict, context)
         check = output_check(tenant, decision, verdict, compiled, exempt, prompt)
         with self.metrics.stage("residency"):
             hold = await stack.enter_async_context(self._residency.hold(decision.plan))
-        self._count_running(context, decision.plan, stack)
+        self.counts.running(context, decision.plan, stack)
         with self.metrics.stage("sign"):
             signed = self._sign(tenant, decision.plan, token_ids)
         admission = Admission(signed.plan, signed.ticket, signed.salt, check)
@@ -223,33 +224,6 @@ class GatePipeline:
         hits = tuple(hit for hit in verdict.hits if conversation.touches(hit.spans))
         return replace(verdict, hits=hits)
 
-    def _count_running(self, context: RequestContext, plan: Plan, stack: AsyncExitStack) -> None:
-        if plan.corruption is not None:
-            self._count_corrupted(1)
-            stack.callback(self._count_corrupted, -1)
-        finished = self.metrics.requests.labels(str(context.tenant.index), "finished", "output")
-        stack.callback(finished.inc)
-
-    def _count_corrupted(self, change: int) -> None:
-        # a gauge of the mode `mostrecent` can only be set
-        self._corrupted += change
-        self.metrics.slots_in_use.labels("corruption").set(self._corrupted)
-
-    def _count(self, context: RequestContext, decision: Decision, verdict: Verdict) -> None:
-        metrics = self.metrics
-        metrics.requests.labels(str(context.tenant.index), decision.action, "input").inc()
-        if verdict.unknown:
-            metrics.detector_unknown.inc()
-        if verdict.hits:
-            best = max(verdict.hits, key=lambda hit: hit.score)
-            metrics.detector_score.labels(best.part).observe(best.score)
-        if decision.plan.corruption is not None:
-            metrics.planned.labels("corruption").inc()
-        if decision.plan.constraint is not None:
-            metrics.planned.labels("constraint").inc()
-        if decision.plan.edits:
-            metrics.planned.labels("edit").inc()
-
     def _refuse_by(self, decision: Decision, verdict: Verdict, context: RequestContext) -> None:
         if decision.action == "refuse":
             raise content_filter_refusal(context.prompt_field)
@@ -300,11 +274,4 @@ class GateLeave:
 
     def count_output(self, *, held_back: int = 0, rollbacks: int = 0, filtered: int = 0) -> None:
         """Count what the output check did."""
-        metrics = self.gate.metrics
-        if held_back:
-            metrics.heldback_tokens.inc(held_back)
-        if rollbacks:
-            metrics.rollbacks.inc(rollbacks)
-        if filtered:
-            metrics.filtered.inc(filtered)
-            metrics.requests.labels(str(self.context.tenant.index), "content_filter", "output").inc(filtered)
+        self.gate.counts.output(self.context, held_back, rollbacks, filtered)
