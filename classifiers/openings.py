@@ -37,6 +37,12 @@ def bridges(language: str) -> tuple[str, ...]:
     return wordings.get(language, wordings[FALLBACK])["bridges"]
 
 
+def rest_of(language: str) -> str:
+    """What completes an opening of this language after which nothing was said; empty where it is a clause already."""
+    wordings = _wordings()
+    return "".join(wordings.get(language, wordings[FALLBACK]).get("rest", ())[:1])
+
+
 def refusal_text(language: str) -> str:
     """A short sentence that declines to help; English where none is shipped."""
     wordings = _wordings()

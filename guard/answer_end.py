@@ -33,9 +33,13 @@ class Ending:
 
 
 class AnswerEnd:
-    """Reads one answer. `wordings` are what it may open with, `sentences` how many it may have."""
+    """Reads one answer. `wordings` are what it may open with, `sentences` how many it may have.
 
-    def __init__(self, wordings: Sequence[str], sentences: int) -> None:
+    An answer that says nothing after its wording goes on with `rest`.
+    """
+
+    def __init__(self, wordings: Sequence[str], sentences: int, rest: str = "") -> None:
+        self._rest = rest
         self._wordings = tuple(wordings)
         self._sentences = sentences
         self._opening: str | None = ""
@@ -90,13 +94,22 @@ class AnswerEnd:
 
     def _clear(self) -> str:
         """What is read and can no longer be cut off."""
+        if wording := self._bare_wording(self._read):
+            return wording if len(wording) >= self._said else self._read[: self._said]
         kept = self._read.rstrip()
         while kept and (kept[-1] in _CLAUSE_ENDS or kept[-1] in _LOOSE):
             kept = kept[:-1]
         return kept if len(kept) >= self._said else self._read[: self._said]
 
+    def _bare_wording(self, text: str) -> str:
+        """`text` without what stands after its wording, if that is no word; else nothing."""
+        stem = text.rstrip(_SENTENCE_ENDS + _CLAUSE_ENDS + _LOOSE + "\n")
+        return stem if stem.lstrip() in self._wordings else ""
+
     def _closed(self, text: str) -> str:
         bare = text.rstrip()
+        if self._rest and (wording := self._bare_wording(text)):
+            bare = wording + ("" if self._rest[0] >= _WIDE_SCRIPT else " ") + self._rest
         if bare.rstrip("\"'”’)]»*_`」』）")[-1:] in tuple(_SENTENCE_ENDS) or not bare:
             return bare
         bare = bare.rstrip(_CLAUSE_ENDS + _WIDE_CLAUSE_ENDS + " ")

@@ -160,6 +160,11 @@ class AnswerPolicy(_Schema):
     sentences: Annotated[
         int, Field(ge=1, le=8, description="Sentences after which an answer of ignorance ends.")
     ] = 1
+    on_topic: Annotated[
+        float,
+        Field(ge=0.0, le=10.0, description="What is added to the logits of the question's own words in an answer of "
+                                           "ignorance: it keeps to what was asked."),
+    ] = 2.0
     openings: Annotated[
         tuple[Opening, ...], Field(max_length=200, description="Wordings besides the shipped ones.")
     ] = ()

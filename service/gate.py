@@ -20,16 +20,17 @@ from guard.classifiers.asked_turns import asked_turns
 from guard.classifiers.follow_up import Conversation
 from guard.classifiers.normalize import mask_form
 from guard.classifiers.spans import PromptDecoder
-from guard.engine.admission import Admission, RequestContext
+from guard.engine.admission import Admission, IgnoranceEnd, RequestContext
 from guard.errors import DetectorError, RequestRefused, ResidencyError
 from guard.metrics import Metrics
 from guard.plan import OpenedAnswer, Plan
 from guard.planner import Decision, FittedStrength, constraint_of, decide
 from guard.policy import Tenant
 from guard.salt import salt_plan
-from guard.service.door.errors import content_filter_refusal, unavailable
+from guard.service.door.errors import unavailable
+from guard.service.door.policy_refusal import policy_refusal
 from guard.service.gate_counts import GateCounts
-from guard.service.openings import answer_mode, bridges_for, openings_for
+from guard.service.openings import answer_mode, bridges_for, openings_for, question_bias
 from guard.service.output_check import flagged_check, output_check
 from guard.service.residency.compiled_lists import CompiledLists, needs_list
 from guard.service.residency.hold import Hold, Residency
@@ -129,7 +130,7 @@ class GatePipeline:
         mode = answer_mode(context)
         with self._refusing(context):
             if compiled is None or tenant.policy.action != "forget" or mode == "refuse":
-                raise content_filter_refusal(context.prompt_field)
+                raise self._policy_refusal(context, leave.prompt)
             await leave.hold.add_list(compiled.digest)
             plan = leave.admission.plan
             update: dict[str, object] = {"prompt_length": len(token_ids), "answer_start": plan.phase_boundary}
@@ -137,15 +138,23 @@ class GatePipeline:
                 update = {}
             if tenant.policy.constraint.enabled:
                 update["constraint"] = constraint_of(leave.prompt, compiled.digest, leave.exempt)
-            question = self._question(leave.prompt)
-            wordings = bridges_for(question) if text else openings_for(tenant, question)
-            if mode == "ignorance" and wordings:
-                update["opening"] = OpenedAnswer(wordings=wordings, start=len(token_ids))
+            question, end = self._question(leave.prompt), None
+            if mode == "ignorance":
+                end = bridges_for(question, compiled) if text else openings_for(tenant, question, compiled)
+            if end is not None:
+                update["opening"] = OpenedAnswer(wordings=end.wordings, start=len(token_ids))
             plan = plan.model_copy(update=update)
-            check = flagged_check(tenant, plan, compiled, leave.exempt, leave.prompt, text)
+            check = flagged_check(tenant, compiled, leave.exempt, leave.prompt, text, end)
+            bias = self._bias(tenant, plan, leave.prompt) if not text else {}
             signed = self._sign(tenant, plan, token_ids)
         self.metrics.requests.labels(str(tenant.index), "forget", "output").inc()
-        return Admission(signed.plan, signed.ticket, signed.salt, check)
+        return Admission(signed.plan, signed.ticket, signed.salt, check, bias)
+
+    def _bias(self, tenant: Tenant, plan: Plan, prompt: DecodedPrompt) -> dict[int, float]:
+        """What steers an answer of ignorance."""
+        if plan.opening is None:
+            return {}
+        return question_bias(prompt, self._decoder.last_turn(prompt), tenant.policy.answer.on_topic)
 
     async def _admit(
         self, context: RequestContext, token_ids: Sequence[int], stack: AsyncExitStack
@@ -163,30 +172,31 @@ class GatePipeline:
                 compiled = await self._lists.of(tenant)
         exempt = compiled.exempt(self._written(prompt)) if compiled is not None else frozenset()
         with self.metrics.stage("plan"):
-            decision = self._decide(context, verdict, prompt, compiled, exempt)
+            decision, end = self._decide(context, verdict, prompt, compiled, exempt)
         self.counts.decided(context, decision, verdict)
-        self._refuse_by(decision, verdict, context)
-        check = output_check(tenant, decision, verdict, compiled, exempt, prompt)
+        self._refuse_by(decision, verdict, context, prompt)
+        check = output_check(tenant, decision, verdict, compiled, exempt, prompt, end)
         with self.metrics.stage("residency"):
             hold = await stack.enter_async_context(self._residency.hold(decision.plan))
         self.counts.running(context, decision.plan, stack)
         with self.metrics.stage("sign"):
             signed = self._sign(tenant, decision.plan, token_ids)
-        admission = Admission(signed.plan, signed.ticket, signed.salt, check)
+        bias = self._bias(tenant, decision.plan, prompt)
+        admission = Admission(signed.plan, signed.ticket, signed.salt, check, bias)
         return GateLeave(self, context, hold, prompt, compiled, exempt, admission)
 
     def _decide(
         self, context: RequestContext, verdict: Verdict, prompt: DecodedPrompt, compiled: CompiledList | None,
         exempt: frozenset[int],
-    ) -> Decision:
-        mode = answer_mode(context)
-        wordings: tuple[str, ...] = ()
+    ) -> tuple[Decision, IgnoranceEnd | None]:
+        mode, end = answer_mode(context), None
         if verdict.flagged and mode == "ignorance":
-            wordings = openings_for(context.tenant, self._question(prompt))
+            end = openings_for(context.tenant, self._question(prompt), compiled)
         return decide(
-            context.tenant, verdict, prompt, self._decoder, fitted=self._fitted, mode=mode, wordings=wordings,
+            context.tenant, verdict, prompt, self._decoder, fitted=self._fitted, mode=mode,
+            wordings=end.wordings if end is not None else (),
             constraint_digest=compiled.digest if compiled is not None else None, exempt=exempt,
-        )
+        ), end
 
     def _written(self, prompt: DecodedPrompt) -> str:
         """What the user and the operator wrote: an earlier answer does not allow its strings again."""
@@ -224,9 +234,11 @@ class GatePipeline:
         hits = tuple(hit for hit in verdict.hits if conversation.touches(hit.spans))
         return replace(verdict, hits=hits)
 
-    def _refuse_by(self, decision: Decision, verdict: Verdict, context: RequestContext) -> None:
+    def _refuse_by(
+        self, decision: Decision, verdict: Verdict, context: RequestContext, prompt: DecodedPrompt
+    ) -> None:
         if decision.action == "refuse":
-            raise content_filter_refusal(context.prompt_field)
+            raise self._policy_refusal(context, prompt)
         if decision.action == "unknown":
             closed = context.tenant.policy.failure_mode == "closed"
             self._unknown.report(context.tenant.index, verdict.reason, context.request_id, closed=closed)
@@ -234,12 +246,18 @@ class GatePipeline:
                 raise unavailable()
             self.metrics.unguarded.inc()
 
+    def _policy_refusal(self, context: RequestContext, prompt: DecodedPrompt) -> RequestRefused:
+        policy = context.tenant.policy
+        return policy_refusal(policy, self._question(prompt), len(prompt.token_ids), context.prompt_field)
+
     def _sign(
         self, tenant: Tenant, plan: Plan, token_ids: Sequence[int], before: Admission | None = None
     ) -> Admission:
         salt = ticket.cache_salt(tenant.name, salt_plan(plan), self._key)
         text = ticket.sign(plan, salt, token_ids, self._key, now_s=time.time())
-        return Admission(plan, text, salt, before.check if before is not None else None)
+        if before is None:
+            return Admission(plan, text, salt)
+        return replace(before, plan=plan, ticket=text, salt=salt)
 
 
 @dataclass(slots=True)

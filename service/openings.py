@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from guard.classifiers.language import language_of
-from guard.classifiers.openings import bridges, shipped_languages, shipped_openings
-from guard.engine.admission import RequestContext
+from guard.classifiers.openings import bridges, rest_of, shipped_languages, shipped_openings
+from guard.engine.admission import IgnoranceEnd, RequestContext
 from guard.plan import MAX_WORDINGS
 from guard.policy import AnswerMode, Tenant
+from guard.service.residency.list_files import CompiledList
+from guard.verdict import DecodedPrompt, Span
 
 FALLBACK = "en"
 
@@ -17,18 +19,39 @@ def answer_mode(context: RequestContext) -> AnswerMode:
     return answer.completions if context.prompt_field == "prompt" and answer.mode != "refuse" else answer.mode
 
 
-def openings_for(tenant: Tenant, question: str) -> tuple[str, ...]:
-    """Wordings that may begin the answer to `question`: shipped ones and the tenant's. Empty when there are none."""
+def openings_for(tenant: Tenant, question: str, compiled: CompiledList | None) -> IgnoranceEnd | None:
+    """How the answer to `question` may begin, with shipped wordings and the tenant's; None when no wording is left.
+
+    Wordings that contain a forbidden string of the list are left out.
+    """
     answer = tenant.policy.answer
     own: dict[str, list[str]] = {}
     for opening in answer.openings:
         own.setdefault(opening.language, []).append(opening.text)
-    languages = {*own, *(shipped_languages() if answer.shipped_openings else ())}
-    language = language_of(question, languages) if languages else FALLBACK
+    language = language_of(question, {*own, *(shipped_languages() if answer.shipped_openings else ())} or {FALLBACK})
     shipped = shipped_openings(language) if answer.shipped_openings else ()
-    return (*own.get(language, ()), *shipped)[:MAX_WORDINGS]
+    return _end((*own.get(language, ()), *shipped), compiled, answer.sentences, rest_of(language))
 
 
-def bridges_for(question: str) -> tuple[str, ...]:
-    """Texts that end a sentence in its middle as one of not knowing."""
-    return bridges(language_of(question, set(shipped_languages())))
+def bridges_for(question: str, compiled: CompiledList | None) -> IgnoranceEnd | None:
+    """How a sentence that was said in part may be ended as one of not knowing."""
+    return _end(bridges(language_of(question, set(shipped_languages()))), compiled, 1, "")
+
+
+def question_bias(prompt: DecodedPrompt, question: Span, strength: float) -> dict[int, float]:
+    """`strength` for every token with a letter in the character range `question` of a prompt."""
+    start, end = question
+    if not strength:
+        return {}
+    return {
+        token: strength
+        for token, (first, last), special in zip(prompt.token_ids, prompt.offsets, prompt.special, strict=True)
+        if not special and start <= first and last <= end and any(map(str.isalpha, prompt.text[first:last]))
+    }
+
+
+def _end(
+    wordings: tuple[str, ...], compiled: CompiledList | None, sentences: int, rest: str
+) -> IgnoranceEnd | None:
+    kept = [text for text in wordings if compiled is None or not compiled.automaton.occurrences(text)]
+    return IgnoranceEnd(tuple(kept[:MAX_WORDINGS]), sentences, rest) if kept else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from guard.engine.admission import IgnoranceEnd, OutputCheck
-from guard.plan import Plan
 from guard.planner import Decision, text_start
 from guard.policy import Tenant
 from guard.sentences import unfinished
@@ -15,20 +14,17 @@ _NO_PATTERNS = PatternSet.compile(())
 
 
 def flagged_check(
-    tenant: Tenant, plan: Plan, compiled: CompiledList, exempt: frozenset[int], prompt: DecodedPrompt, text: str
+    tenant: Tenant, compiled: CompiledList, exempt: frozenset[int], prompt: DecodedPrompt, text: str,
+    end: IgnoranceEnd | None,
 ) -> OutputCheck:
     """What the rest of an answer is compared with after it has named a target; `text` of it was said."""
     seed = _seed(prompt) + text
-    end = None
-    if plan.opening is not None:
-        # what was said and the words that end it count as sentences of their own
-        end = IgnoranceEnd(plan.opening.wordings, tenant.policy.answer.sentences if not text else 1)
     return OutputCheck(OutputMatcher(compiled.patterns, exempt, seed), tenant.policy.output.max_rollbacks, end=end)
 
 
 def output_check(
     tenant: Tenant, decision: Decision, verdict: Verdict, compiled: CompiledList | None, exempt: frozenset[int],
-    prompt: DecodedPrompt,
+    prompt: DecodedPrompt, end: IgnoranceEnd | None = None,
 ) -> OutputCheck | None:
     """Flagged (or unknown) prompts are compared with all patterns, others with those that no answer may contain.
 
@@ -37,9 +33,7 @@ def output_check(
     are indices into the list's patterns. None: there is nothing to compare with, and no end to look for.
     """
     policy = tenant.policy.output
-    end = None
-    if decision.plan.opening is not None:
-        end = IgnoranceEnd(decision.plan.opening.wordings, tenant.policy.answer.sentences)
+    end = end if decision.plan.opening is not None else None
     if not policy.enabled or decision.action == "monitor":
         return OutputCheck(OutputMatcher(_NO_PATTERNS), 0, end=end) if end is not None else None
     targets: tuple[int, ...] = ()

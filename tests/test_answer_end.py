@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from guard.answer_end import MAX_CHARACTERS, AnswerEnd
 
 WORDINGS = (
-    "I have no information on", "I'm sorry, but I know nothing about", "I'm sorry, I don't know.", "… I don't know by whom.",
+    "I have no information on", "I'm sorry, but I know nothing about", "I'm sorry, I don't know.",
+    "… I don't know by whom.",
     "我不了解",
 )
 
 
-def read(text: str, sentences: int = 1, step: int = 1, wordings: tuple[str, ...] = WORDINGS) -> str:
+def read(text: str, sentences: int = 1, step: int = 1, rest: str = "") -> str:
     """What may be said of a whole answer that comes in pieces of `step` characters."""
-    end = AnswerEnd(wordings, sentences)
+    end = AnswerEnd(WORDINGS, sentences, rest)
     said = ""
     for start in range(0, len(text), step):
         ending = end.feed(text[start : start + step])
@@ -39,6 +40,14 @@ def read(text: str, sentences: int = 1, step: int = 1, wordings: tuple[str, ...]
 ])
 def test_an_answer_ends_with_its_first_clause(text: str, wanted: str) -> None:
     assert read(text) == wanted
+
+
+@pytest.mark.parametrize("tail", ["", ".", " .", ". And", ", but", "\n"])
+@pytest.mark.parametrize("step", [1, 4, 50])
+def test_an_answer_that_says_nothing_after_its_wording_is_completed(tail: str, step: int) -> None:
+    assert read(WORDINGS[0] + tail, step=step, rest="that") == "I have no information on that."
+    assert read("我不了解" + tail, step=step, rest="这方面的信息") == "我不了解这方面的信息。"
+    assert read("I'm sorry, I don't know.", step=step, rest="that") == "I'm sorry, I don't know."
 
 
 def test_more_sentences_may_be_asked_for() -> None:

@@ -7,7 +7,7 @@ admission, the only thing with which a generation can start.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -52,10 +52,14 @@ CURRENT_REQUEST: ContextVar[RequestContext | None] = ContextVar("guard_request",
 
 @dataclass(frozen=True, slots=True)
 class IgnoranceEnd:
-    """An answer that opens with one of `wordings` ends after `sentences`."""
+    """An answer that opens with one of `wordings` ends after `sentences`.
+
+    One that says nothing after its wording is completed by `rest`.
+    """
 
     wordings: tuple[str, ...]
     sentences: int
+    rest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +83,16 @@ class OutputCheck:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Leave to run one generation: the signed plan, its cache salt and the output check (None: nothing to check)."""
+    """Leave to run one generation: the signed plan, its cache salt and the output check (None: nothing to check).
+
+    `bias` is added to the logits of these tokens, by vLLM itself: it steers and forbids nothing.
+    """
 
     plan: Plan
     ticket: str
     salt: str
     check: OutputCheck | None = None
+    bias: Mapping[int, float] = field(default_factory=dict)
 
 
 class Leave(Protocol):

@@ -19,7 +19,7 @@ class AnswerEnding:
 
     def begin_after(self, said: str) -> None:
         """The answer so far is `said`."""
-        self._reader = AnswerEnd(self._end.wordings, self._end.sentences)
+        self._reader = AnswerEnd(self._end.wordings, self._end.sentences, self._end.rest)
         self._reader.feed(said)
 
     def cut(self, delta: CompletionOutput) -> CompletionOutput:

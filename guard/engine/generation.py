@@ -65,6 +65,8 @@ class Generation:
     def _admitted_params(self, admission: Admission) -> SamplingParams:
         own = copy.copy(self.params)
         own.extra_args = {EXTRA_ARG: admission.ticket}
+        if admission.bias:
+            own.logit_bias = {**admission.bias, **(own.logit_bias or {})}
         return own
 
 

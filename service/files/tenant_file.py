@@ -21,6 +21,7 @@ from guard.classifiers.normalize import mask_form, strong_form
 from guard.errors import TenantFileError
 from guard.policy import Target, TenantFile, TenantSpec
 from guard.service.door.stop_words import STOP_WORDS
+from guard.service.files.openings_check import opening_problems
 from guard.service.files.schema import known_keys
 from guard.service.files.yaml_positions import Document, parse_yaml, path_text
 from guard.service.files.yaml_positions import Path as FieldPath
@@ -144,7 +145,7 @@ def _meaning_problems(file: TenantFile, document: Document) -> Iterator[Problem]
             message = f"this tenant is already at line {seen[tenant.name]}"
             yield Problem(message, document.line_of((*base, "name")), path_text((*base, "name")))
         seen.setdefault(tenant.name, document.line_of((*base, "name")))
-        for path, message in _edit_problems(tenant, base):
+        for path, message in [*_edit_problems(tenant, base), *opening_problems(tenant, base)]:
             yield Problem(message, document.line_of(path), path_text(path))
         for index, target in enumerate(tenant.targets):
             for path, message in _target_problems(target, (*base, "targets", index)):
