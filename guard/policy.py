@@ -116,6 +116,12 @@ class ConstraintPolicy(_Schema):
     """Constrained decoding (GUARD) of flagged requests."""
 
     enabled: Annotated[bool, Field(description="Mask tokens that would complete a forbidden string.")] = True
+    soft: Annotated[
+        float,
+        Field(ge=0.0, le=20.0, description="Soft match: what is taken from the logits of words that are like the words "
+                                           "of a touched target's answers, times their similarity (0 to 1). 0: off; "
+                                           "needs a sentence encoder."),
+    ] = 0.0
 
 
 class OutputPolicy(_Schema):
@@ -288,10 +294,12 @@ class Snapshot:
 
 
 def tenant_of(spec: TenantSpec, index: int) -> Tenant:
-    """Give a tenant its versions: 16 hex characters of the SHA-256 of policy + list, and of the list alone."""
-    targets = "\n".join(target.model_dump_json() for target in spec.targets) + "\x1e" + "\n".join(spec.benign)
-    list_version = hashlib.sha256(targets.encode()).hexdigest()[:16]
-    # a policy without edits keeps the version that it had before there were any
-    policy = spec.policy.model_dump_json(exclude=None if spec.policy.edits else {"edits"})
+    """Give a tenant its versions: 16 hex characters of the SHA-256 of policy + list, and of the list alone.
+
+    What is as if never set is left out, so that a new field changes no version.
+    """
+    written = (target.model_dump_json(exclude_defaults=True) for target in spec.targets)
+    list_version = hashlib.sha256(("\n".join(written) + "\x1e" + "\n".join(spec.benign)).encode()).hexdigest()[:16]
+    policy = spec.policy.model_dump_json(exclude_defaults=True)
     policy_version = hashlib.sha256((policy + list_version).encode()).hexdigest()[:16]
     return Tenant(spec.name, index, spec.policy, spec.targets, spec.benign, policy_version, list_version)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Row, Select, and_, select
 from guard.errors import StoreError
 from guard.policy import STORED, Policy, Snapshot, Target, Tenant, TenantSpec, tenant_of
 from guard.service.store import tables
+from guard.service.store.earlier_versions import earlier_versions
 from guard.service.store.revisions import Moment, changed_since, chunks, follows, read_moment
 
 # tenants fetched at once
@@ -128,9 +129,11 @@ def _tenant(row: Row[Any], known: Mapping[str, Tenant], turn: _Turn) -> Tenant:
     targets, benign = _list_content(row.forget, turn)
     spec = TenantSpec(name=row.name, policy=_policy(row.policy), targets=targets, benign=benign)
     tenant = tenant_of(spec, row.number)
-    if (tenant.index, tenant.policy_version, tenant.list_version) != versions:
+    if (tenant.index, tenant.policy_version, tenant.list_version) == versions:
+        return tenant
+    if versions[1:] != earlier_versions(row.policy, row.forget):
         raise StoreError(f"the stored list or policy of tenant {row.name} does not match its version")
-    return tenant
+    return replace(tenant, policy_version=row.policy_version, list_version=row.list_version)
 
 
 @lru_cache(maxsize=256)
