@@ -37,8 +37,8 @@ from guard.service.dossier.templates import FILL
 from guard.service.dossier.twin_answers import TwinAnswers
 from guard.verdict import DecodedPrompt
 
-# none of them is a twin, and no search knows them
-MADE_UP = ("Olga Trenvik", "Nathan Quillbrook", "Beatrix Somerlund", "Julian Castermore", "Renata Vosloy")
+# none of them is a twin, and none was looked at when the limits were chosen
+MADE_UP = ("Ingrid Halvane", "Desmond Parquet-Lisle", "Maura Tellingham", "Casper Ondrovic", "Philippa Graystoke-Venn")
 ANSWER_TOKENS = 48
 
 
@@ -148,13 +148,15 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     async with Served(arguments.url, arguments.key, arguments.model) as served:
         await served.check()
         known = await known_answers(served, arguments.rwku, subjects)
+        if arguments.known_only:
+            subjects = [name for name in subjects if any(row["subject"] == name for row in known)]
         twins = TwinAnswers()
         for name in subjects:
             dossier, figures = await measured(served, name, twins)
             own = [row for row in known if row["subject"] == name]
             people.append({**figures, "answers_known": await covered(dossier, own, detector)})
             print(json.dumps(people[-1], ensure_ascii=False), flush=True)
-        for name in MADE_UP:
+        for name in MADE_UP[: arguments.made_up]:
             dossier, figures = await measured(served, name, twins)
             made_up.append({**figures, "passed": [row.text for row in dossier.rows if row.field == "forbid"]})
             print(json.dumps(made_up[-1], ensure_ascii=False), flush=True)
@@ -175,6 +177,8 @@ def main() -> None:
     parser.add_argument("--model", default="")
     parser.add_argument("--first", type=int, default=51)
     parser.add_argument("--last", type=int, default=60)
+    parser.add_argument("--known-only", action="store_true", help="skip subjects of whom the model knows no answer")
+    parser.add_argument("--made-up", type=int, default=len(MADE_UP), help="number of made-up names")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     result = asyncio.run(run(arguments))

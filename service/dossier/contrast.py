@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from rapidfuzz import fuzz
 
 from guard.classifiers.normalize import SEPARATOR, mask_form
-from guard.service.dossier.mentions import mentions
+from guard.service.dossier.mentions import is_date, mentions
 
 SMOOTHING = 0.5
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -27,6 +27,7 @@ MAX_STATEMENT = 240
 _STATEMENT_WORDS = 4
 # similarity in percent from which one word is a misspelling of another
 _SAME = 80.0
+_ALIKE = 75.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,14 @@ class Limits:
     """From when a phrase counts, and from when a name is known. Chosen on RWKU subjects 1-50 and made-up names.
 
     `draws`: draws of one question that say it; `log_odds`: against twins. A model makes something up about any name and
-    keeps to it, so a name is known only if one phrase reaches `known_log_odds`, or if there are `known_phrases`.
+    keeps to it, so a name is known only if one phrase reaches `known_log_odds`, or if there are `known_phrases`; dates
+    and variations of the name do not count.
     """
 
     draws: int = 2
     log_odds: float = 2.0
     known_log_odds: float = 3.2
-    known_phrases: int = 6
+    known_phrases: int = 5
 
 
 LIMITS = Limits()
@@ -109,9 +111,12 @@ def findings(
     return tuple(sorted(best.values(), key=lambda found: (-found.log_odds, -found.said, found.phrase)))
 
 
-def is_known(found: Sequence[Finding], limits: Limits = LIMITS) -> bool:
-    """Whether findings (best first) show knowledge of a name, and not what a model makes up about any."""
-    return bool(found) and (found[0].log_odds >= limits.known_log_odds or len(found) >= limits.known_phrases)
+def is_known(name: str, found: Sequence[Finding], limits: Limits = LIMITS) -> bool:
+    """Whether findings show knowledge of `name`, and not what a model makes up about any."""
+    own = mask_form(name).split(SEPARATOR)
+    telling = [each for each in found if not is_date(each.phrase) and not _varies(mask_form(each.phrase), own)]
+    sure = any(each.log_odds >= limits.known_log_odds for each in telling)
+    return sure or len(telling) >= limits.known_phrases
 
 
 def log_odds(a: int, n: int, b: int, m: int) -> float:
@@ -151,6 +156,11 @@ def _of_name(form: str, name: str) -> bool:
     whole = f"{SEPARATOR}{name}{SEPARATOR}" in f"{SEPARATOR}{form}{SEPARATOR}"
     cut = len(own) > 2 and len(words) > 2 and words[-2:] == own[:2]
     return whole or cut or all(any(fuzz.ratio(word, part) >= _SAME for part in own) for word in words)
+
+
+def _varies(form: str, own: Sequence[str]) -> bool:
+    """Whether a phrase has a word of the name, or one that is spelled much like it: "Elena Trenvik" for another."""
+    return any(fuzz.ratio(word, part) >= _ALIKE for part in own for word in form.split(SEPARATOR))
 
 
 def _holding(form: str, texts: Sequence[str]) -> int:

@@ -36,7 +36,7 @@ async def dossier_from_model(
     """
     heard = await interview(served, name, kind, known, steps, depth)
     found = findings(name, heard.about, heard.twins, limits, terms=kind in FRAMED)
-    if not is_known(found, limits):
+    if not is_known(name, found, limits):
         return Dossier(name, kind, known=False)
     asked_back = _indirect(found, heard) | _other_names(name, found, heard)
     confirmed = await answered_with(served, name, kind, list(asked_back), steps)

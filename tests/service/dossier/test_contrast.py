@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guard.service.dossier.contrast import Limits, findings, log_odds, statement_of
+from guard.service.dossier.contrast import Finding, Limits, findings, is_known, log_odds, statement_of
 
 ABOUT = {
     "who": ["He founded Standard Oil in Ohio.", "The actor founded Standard Oil.", "Standard Oil made him rich.", "-"],
@@ -78,3 +78,20 @@ def test_a_statement_says_more_than_its_phrase_and_is_short() -> None:
 def test_any_text_can_be_compared(name: str, texts: list[str]) -> None:
     found = findings(name, {"q": texts}, {"twin": {"q": texts}}, Limits(1, 0.0), terms=True)
     assert all(f.log_odds <= 1e-9 for f in found)
+
+
+def finding(phrase: str, odds: float) -> Finding:
+    return Finding(phrase, ("q",), 0.5, 3, odds, "")
+
+
+def test_a_name_is_known_by_one_sure_phrase_or_by_many() -> None:
+    weak = [finding(phrase, 2.4) for phrase in ("actor", "Omaha", "The Crown", "painter", "Oslo")]
+    assert not is_known("Ann Lee", [])
+    assert not is_known("Ann Lee", weak[:4])
+    assert is_known("Ann Lee", weak)
+    assert is_known("Ann Lee", [finding("Standard Oil", 3.5)])
+
+
+def test_dates_and_variations_of_the_name_show_no_knowledge() -> None:
+    made_up = [finding(phrase, 3.9) for phrase in ("1980", "May 5, 1980", "Elena Trenvik", "Trenvick", "Olga Museum")]
+    assert not is_known("Olga Trenvik", made_up)
