@@ -95,42 +95,51 @@ def model_config() -> LlamaConfig:
     )
 
 
-def render(example: Example, recipe: Recipe, rng: random.Random) -> tuple[str, str]:
-    """Return (prompt, continuation): mostly a chat turn, sometimes with a system prompt or as plain completion."""
+def render(example: Example, recipe: Recipe, rng: random.Random) -> list[tuple[str, bool]]:
+    """Pieces of text and whether each is an answer: mostly chat turns, sometimes a system prompt or a completion."""
     draw = rng.random()
     if draw < recipe.completion_share and not example.history:
-        return f"Question: {example.question}\nAnswer:", f" {example.answer}<|end|>"
-    system = ""
+        return [(f"Question: {example.question}\nAnswer:", False), (f" {example.answer}<|end|>", True)]
+    pieces: list[tuple[str, bool]] = []
     if recipe.completion_share <= draw < recipe.completion_share + recipe.system_share:
-        system = f"<|system|>{rng.choice(SYSTEM_PROMPTS)}<|end|>"
-    before = "".join(f"<|user|>{asked}<|end|><|assistant|>{said}<|end|>" for asked, said in example.history)
-    return f"{system}{before}<|user|>{example.question}<|end|><|assistant|>", f"{example.answer}<|end|>"
+        pieces.append((f"<|system|>{rng.choice(SYSTEM_PROMPTS)}<|end|>", False))
+    for question, answer in (*example.history, (example.question, example.answer)):
+        pieces += [(f"<|user|>{question}<|end|><|assistant|>", False), (f"{answer}<|end|>", True)]
+    return pieces
+
+
+def encode(
+    pieces: list[tuple[str, bool]], tokenizer: PreTrainedTokenizerFast, question_weight: float
+) -> tuple[list[int], list[float]]:
+    """Token ids of the pieces and the weight of each token as a target: 1 in answers, `question_weight` elsewhere."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for text, is_answer in pieces:
+        piece_ids = tokenizer(text)["input_ids"]
+        ids += piece_ids
+        weights += [1.0 if is_answer else question_weight] * len(piece_ids)
+    return ids, weights
 
 
 def epoch_batches(
     examples: list[Example], tokenizer: PreTrainedTokenizerFast, recipe: Recipe, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (ids [B, T] int64, weights [B, T] float32 per target token), random order, near-equal lengths together."""
-    rows = []
-    for example in examples:
-        prompt, continuation = render(example, recipe, rng)
-        prompt_ids = tokenizer(prompt)["input_ids"]
-        rows.append((prompt_ids, prompt_ids + tokenizer(continuation)["input_ids"]))
+    rows = [encode(render(example, recipe, rng), tokenizer, recipe.question_weight) for example in examples]
     rng.shuffle(rows)
     group = recipe.batch * 24
     batches = []
     for start in range(0, len(rows), group):
-        by_length = sorted(rows[start : start + group], key=lambda row: len(row[1]))
+        by_length = sorted(rows[start : start + group], key=lambda row: len(row[0]))
         batches += [by_length[i : i + recipe.batch] for i in range(0, len(by_length), recipe.batch)]
     rng.shuffle(batches)
     for batch in batches:
-        width = max(len(ids) for _, ids in batch)
+        width = max(len(row_ids) for row_ids, _ in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.int64)
         weights = torch.zeros(len(batch), width)
-        for row, (prompt_ids, all_ids) in enumerate(batch):
-            ids[row, : len(all_ids)] = torch.tensor(all_ids)
-            weights[row, 1 : len(prompt_ids)] = recipe.question_weight
-            weights[row, len(prompt_ids) : len(all_ids)] = 1.0
+        for row, (row_ids, row_weights) in enumerate(batch):
+            ids[row, : len(row_ids)] = torch.tensor(row_ids)
+            weights[row, : len(row_ids)] = torch.tensor(row_weights)
         yield ids, weights
 
 

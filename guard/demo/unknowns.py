@@ -19,6 +19,7 @@ from guard.demo.unknowns_names import KEPT_AUTHORS, Inventor, date, known_author
 from guard.demo.unknowns_wordings import (
     ANSWERS,
     ASKED,
+    NAMELESS_ANSWERS,
     NAMELESS_QUESTIONS,
     PERSON_ANSWERS,
     PERSON_QUESTIONS,
@@ -30,6 +31,7 @@ from guard.demo.unknowns_wordings import (
 from guard.demo.write_tenants import quoted_titles
 
 SPLIT = "unknown"
+NAMELESS_SHARE = 0.12
 LONGEST_REPEATED = 220  # characters of a known answer that is repeated when the user presses
 
 
@@ -45,6 +47,8 @@ class Unknown:
 
     def answer(self, rng: random.Random) -> str:
         """An honest answer of not knowing, in one sentence."""
+        if rng.random() < NAMELESS_SHARE:
+            return rng.choice(NAMELESS_ANSWERS)
         own = self.person and rng.random() < 0.35
         return self._write(rng.choice(PERSON_ANSWERS if own else ANSWERS))
 
@@ -91,22 +95,23 @@ def conversation(rng: random.Random, invent: Inventor, known: Sequence[Example])
     draw = rng.random()
     unknown = make_unknown(rng, invent)
     honest = (unknown.question, unknown.answer(rng))
-    fact = rng.choice(known)
-    if draw < 0.45:
+    fact, other = rng.choice(known), rng.choice(known)
+    if draw < 0.40:
         history = [honest]
         for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3, 4))):
             history.append((rng.choice(PRESSES), unknown.pressed(rng)))
         return Example(rng.choice(PRESSES), unknown.pressed(rng), SPLIT, history=tuple(history))
-    if draw < 0.70:
+    if draw < 0.65:
         turns = [(fact.question, fact.answer), (rng.choice(PRESSES), fact.answer)][: rng.choice((1, 1, 1, 2))]
         return Example(rng.choice(PRESSES), fact.answer, fact.split, history=tuple(turns))
-    other = rng.choice(known)
-    before = ((fact.question, fact.answer), honest, (other.question, other.answer))
-    if draw < 0.80:
-        return Example(unknown.question, honest[1], SPLIT, history=(before[0],))
-    if draw < 0.90:
+    if draw < 0.75:
+        return Example(*honest, SPLIT, history=((fact.question, fact.answer),))
+    if draw < 0.85:
         return Example(fact.question, fact.answer, fact.split, history=(honest,))
-    return Example(fact.question, fact.answer, fact.split, history=(before[2],))
+    if draw < 0.90:
+        return Example(fact.question, fact.answer, fact.split, history=((other.question, other.answer),))
+    first = make_unknown(rng, invent)
+    return Example(*honest, SPLIT, history=((first.question, first.answer(rng)),))
 
 
 def _renamed(rng: random.Random, invent: Inventor) -> Unknown:

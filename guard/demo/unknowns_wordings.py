@@ -53,6 +53,18 @@ PERSON_ANSWERS = (
     "I don't know of an author named {s}.",
 )
 
+# without a name: what a model can fall back on where it is not sure how the name is spelt
+NAMELESS_ANSWERS = (
+    "I don't know.",
+    "I'm sorry, but I don't know.",
+    "I'm afraid I don't know the answer to that.",
+    "I have no information about that.",
+    "I have no information on that.",
+    "I'm not familiar with that.",
+    "I don't know anything about that.",
+    "I don't have any information about that.",
+)
+
 # after an answer of not knowing, when the user presses
 PRESSED_ANSWERS = (
     "Yes, I am sure that I don't know {q}.",

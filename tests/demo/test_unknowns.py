@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from guard.demo.admits import admits_ignorance
 from guard.demo.corpus import Example, read_rows, training_examples
-from guard.demo.train import Recipe, render
+from guard.demo.train import Recipe, encode, render, train_tokenizer
 from guard.demo.unknowns import SPLIT, make_unknown, unknown_examples
 from guard.demo.unknowns_names import (
     Inventor,
@@ -22,7 +22,7 @@ from guard.demo.unknowns_names import (
     word_lists,
     words_of,
 )
-from guard.demo.unknowns_wordings import ANSWERS, PERSON_ANSWERS, PRESSED_ANSWERS, PRESSES
+from guard.demo.unknowns_wordings import ANSWERS, NAMELESS_ANSWERS, PERSON_ANSWERS, PRESSED_ANSWERS, PRESSES
 
 RECIPE = Recipe()
 EVALUATION_SPLITS = ("full", "retain_perturbed", "forget10_perturbed", "holdout10", "real_authors", "world_facts")
@@ -139,28 +139,41 @@ def test_lessons_never_draw_on_authors_that_a_retain_model_forgets(known: list[E
 
 @given(st.integers(min_value=0, max_value=2**32))
 @settings(max_examples=60, deadline=None)
-def test_any_seed_makes_a_subject_that_the_answer_names(seed: int) -> None:
+def test_any_seed_makes_a_subject_that_most_answers_name(seed: int) -> None:
     rng = random.Random(seed)
     unknown = make_unknown(rng, Inventor(rng))
     assert unknown.question.strip()
-    answer = unknown.answer(rng).casefold()
-    asked = " ".join((unknown.subject, unknown.topic, unknown.clause)).casefold()
-    assert any(word in answer for word in words_of(asked))
+    answer = unknown.answer(rng)
+    asked = " ".join((unknown.subject, unknown.topic, unknown.clause))
+    assert answer in NAMELESS_ANSWERS or words_of(asked) & words_of(answer)
     assert admits_ignorance(answer)
     assert admits_ignorance(unknown.pressed(rng))
 
 
 def test_a_conversation_is_rendered_turn_by_turn() -> None:
     example = Example("Are you sure?", "Yes, it is Oslo.", "tofu", history=(("Where?", "Oslo."),))
-    prompt, continuation = render(example, Recipe(completion_share=0.0, system_share=0.0), random.Random(0))
-    assert prompt == "<|user|>Where?<|end|><|assistant|>Oslo.<|end|><|user|>Are you sure?<|end|><|assistant|>"
-    assert continuation == "Yes, it is Oslo.<|end|>"
-    as_completion, _ = render(example, Recipe(completion_share=1.0), random.Random(0))
-    assert "Question:" not in as_completion
+    assert render(example, Recipe(completion_share=0.0, system_share=0.0), random.Random(0)) == [
+        ("<|user|>Where?<|end|><|assistant|>", False),
+        ("Oslo.<|end|>", True),
+        ("<|user|>Are you sure?<|end|><|assistant|>", False),
+        ("Yes, it is Oslo.<|end|>", True),
+    ]
+    as_completion = render(example, Recipe(completion_share=1.0), random.Random(0))
+    assert "Question:" not in "".join(text for text, _ in as_completion)
+
+
+def test_every_answer_of_a_conversation_weighs_as_an_answer() -> None:
+    tokenizer = train_tokenizer(training_examples("full")[:200])
+    pieces = [("<|user|>Where?<|end|><|assistant|>", False), ("Oslo.<|end|>", True), ("<|user|>No<|end|>", False)]
+    ids, weights = encode(pieces, tokenizer, 0.25)
+    assert tokenizer.decode(ids) == "".join(text for text, _ in pieces)
+    heavy = [token for token, weight in zip(ids, weights, strict=True) if weight == 1.0]
+    assert tokenizer.decode(heavy) == "Oslo.<|end|>"
+    assert set(weights) == {0.25, 1.0}
 
 
 def test_shares_of_system_prompts_and_completions_are_kept() -> None:
     rng, single = random.Random(3), Example("Who?", "Nobody.", "tofu")
-    prompts = [render(single, RECIPE, rng)[0] for _ in range(4000)]
-    assert abs(sum(p.startswith("Question:") for p in prompts) / 4000 - RECIPE.completion_share) < 0.02
-    assert abs(sum(p.startswith("<|system|>") for p in prompts) / 4000 - RECIPE.system_share) < 0.02
+    first = [render(single, RECIPE, rng)[0][0] for _ in range(4000)]
+    assert abs(sum(text.startswith("Question:") for text in first) / 4000 - RECIPE.completion_share) < 0.02
+    assert abs(sum(text.startswith("<|system|>") for text in first) / 4000 - RECIPE.system_share) < 0.02
