@@ -21,8 +21,9 @@ from guard.classifiers.batcher import EncoderBatcher
 from guard.classifiers.build_queue import BuildQueue, Work
 from guard.classifiers.builds import Backoff, Counters, Workshop
 from guard.classifiers.encoder import Encoder
-from guard.classifiers.forgetlist import ShippedBenign, TrainedParts, needs_encoder, train_parts
-from guard.classifiers.lexical import Doubt, LexicalMatcher, Named, merge_spans
+from guard.classifiers.forgetlist import Encode, ShippedBenign, TrainedParts, needs_encoder, train_parts
+from guard.classifiers.hits import verdict_of, with_doubts
+from guard.classifiers.lexical import Doubt, Named
 from guard.classifiers.list_states import NO_ENCODER, ListState, ListStates
 from guard.classifiers.name_fit import fits, sentence_of, unsettled
 from guard.classifiers.slices import encode_in_slices
@@ -77,6 +78,10 @@ class Detector:
     def counters(self) -> Counters:
         """What happened since the start, for metrics."""
         return self._workshop.counters
+
+    def background(self) -> tuple[BuildQueue, Encode] | None:
+        """The queue of background work and the encoding of many texts in it, for others; None without an encoder."""
+        return (self._workshop.queue, self._encode_list) if self._encoder is not None else None
 
     def give_way_to(self, busy: Callable[[], bool]) -> None:
         """Build lists that no request waits for where `busy` says that none runs; it is called in another thread."""
@@ -228,7 +233,7 @@ class Detector:
                     hits[number] = TargetHit(number, score, cast(Part, part))
         else:
             fitting = [doubt for doubt in doubts if fits(doubt, None, tenant.policy.name_forms)]
-        return _with_name_parts(_with_doubts(hits, fitting), state.lexical, text)
+        return verdict_of(with_doubts(hits, fitting), state.lexical, text)
 
     async def _meaning(
         self, state: ListState, tenant: Tenant, pieces: Sequence[str], doubts: Sequence[Doubt], text: str
@@ -279,25 +284,3 @@ class Detector:
         if self._encoder is None:
             raise DetectorError(NO_ENCODER)
         return encode_in_slices(self._encoder, texts)
-
-
-def _with_doubts(hits: dict[int, TargetHit], fitting: Iterable[Doubt]) -> dict[int, TargetHit]:
-    """`hits` with the targets whose name is one of the doubtful parts that fit."""
-    joined = dict(hits)
-    for doubt in fitting:
-        known = joined.get(doubt.target)
-        spans = (*known.spans, doubt.mention.span) if known is not None else (doubt.mention.span,)
-        joined[doubt.target] = TargetHit(doubt.target, 1.0, "lexical", spans)
-    return joined
-
-
-def _with_name_parts(hits: dict[int, TargetHit], lexical: LexicalMatcher, text: str) -> Verdict:
-    """Best hits first; their spans joined with single words of their names, which betray the target as well."""
-    if not hits:
-        return NOTHING
-    parts = lexical.parts(text, hits)
-    complete = []
-    for number, hit in hits.items():
-        spans: list[Span] = [*hit.spans, *parts.get(number, ())]
-        complete.append(TargetHit(number, hit.score, hit.part, merge_spans(spans)))
-    return Verdict(tuple(sorted(complete, key=lambda hit: (-hit.score, hit.target))))

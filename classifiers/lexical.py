@@ -15,12 +15,12 @@ import re
 import time
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ahocorasick
 
 from guard.classifiers.name_forms import NameForm
-from guard.classifiers.name_mentions import Mention, given_mention, surname_mention
+from guard.classifiers.name_mentions import Mention, surroundings
 from guard.classifiers.name_terms import LONG, MIN_ALIAS, Term, terms_of
 from guard.classifiers.normalize import NormalText, strong_form_with_offsets
 from guard.policy import Target
@@ -30,6 +30,8 @@ from guard.verdict import Span
 VERY_LONG = 14
 # targets that share a part of a name from which it says nothing about any of them
 _MOST_BEARERS = 16
+# parts of names that are read at the beginning and at the end of a text
+_MOST_READ = 128
 MAX_RUNS = 64
 # names of one automaton
 _TARGETS_AT_ONCE = 4096
@@ -44,12 +46,13 @@ _INVISIBLE = ("Cf", "Mn", "Me")
 class Doubt:
     """A part of a target's name that names the target only if its sentence fits.
 
-    `sentence` is the range of characters around the mention; `mention` says whose name it seems to be.
+    `mention` says whose name it seems to be; `contested` that the text holds another bearer of it.
     """
 
     target: int
     form: NameForm
     mention: Mention
+    contested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,11 @@ class LexicalMatcher:
         for run, decoded in decoded_runs(text):
             for index in self._find(decoded)[0]:
                 found.setdefault(index, []).append(run)
-        kept = tuple(doubt for doubt in doubts if doubt.target not in found)
+        others = {(doubt.target, doubt.form) for doubt in doubts if doubt.mention.bearer == "other"}
+        kept = tuple(
+            replace(doubt, contested=(doubt.target, doubt.form) in others)
+            for doubt in doubts if doubt.target not in found
+        )
         return Named({index: merge_spans(spans) for index, spans in found.items()}, kept)
 
     def parts(self, text: str, targets: Iterable[int]) -> dict[int, tuple[Span, ...]]:
@@ -102,8 +109,11 @@ class LexicalMatcher:
             else:
                 found.setdefault(term.target, []).append(span)
         doubts: list[Doubt] = []
-        for span, terms in parts.items():
-            for term, mention in _read_part(text, span, terms):
+        spans = sorted(parts)
+        # who repeats names without end must not keep others waiting; what is asked stands at the end or the beginning
+        read = spans if len(spans) <= 2 * _MOST_READ else spans[:_MOST_READ] + spans[-_MOST_READ:]
+        for span in read:
+            for term, mention in _read_part(text, span, parts[span]):
                 if term.form is None or mention is None:
                     found.setdefault(term.target, []).append(span)
                 else:
@@ -150,14 +160,16 @@ class _Names:
 
 def _read_part(text: str, span: Span, terms: Sequence[Term]) -> Iterator[tuple[Term, Mention | None]]:
     """Whose part of a name it is: with None the term's target is named, with a mention it may be."""
+    around = surroundings(text, span)
     shared = len(terms) > _MOST_BEARERS
     for term in terms:
         form = term.form
         if form is None:
             continue
-        mention = given_mention(text, span) if form.part == "given" else surname_mention(
-            text, span, term.given, whole=form.part == "whole"
-        )
+        if form.part == "surname":
+            mention = around.surname(term.given)
+        else:
+            mention = around.given_name() if form.part == "given" else around.whole_name()
         rare = form.certainty == "distinctive"
         if mention.bearer == "own" or (rare and mention.bearer in ("bare", "common")):
             yield term, None

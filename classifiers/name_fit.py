@@ -17,6 +17,8 @@ from guard.policy import NameForms
 _SURNAME = 0.29
 _GIVEN = 0.42
 _COMMON_NAME = 0.35
+# how much more it takes where the text speaks of another bearer of the name: "Martin Luther King ... King"
+_CONTESTED = 0.16
 # a shorter sentence is like every name in it
 _GIVEN_WORDS = 5
 
@@ -35,13 +37,14 @@ def fits(doubt: Doubt, similarity: float | None, forms: NameForms) -> bool:
     if forms == "strict":
         return True
     if similarity is None:
-        return doubt.form.part == "surname"
+        return doubt.form.part == "surname" and not doubt.contested
     return similarity >= limit_of(doubt)
 
 
 def limit_of(doubt: Doubt) -> float:
     """The cosine from which a sentence fits."""
-    return {"surname": _SURNAME, "given": _GIVEN, "whole": _COMMON_NAME}[doubt.form.part]
+    limit = {"surname": _SURNAME, "given": _GIVEN, "whole": _COMMON_NAME}[doubt.form.part]
+    return limit + _CONTESTED if doubt.contested else limit
 
 
 def sentence_of(doubt: Doubt, text: str) -> str:

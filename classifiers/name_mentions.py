@@ -26,6 +26,8 @@ _AFTER_COMMA = re.compile(r",[ ]+([^\W\d_][\w'\u2019.-]*)")
 _WORD_BEFORE = re.compile(r"([^\W\d_]+)[ ]+$")
 _SENTENCE_END = re.compile(r"[.!?。！？][\"'\u201d\u2019)]*\s|[\n。！？]")
 _POSSESSIVE = re.compile(r"['\u2019]s?\b")
+# what may stand between the beginning of a sentence and its first word
+_MARKS = " \t\"'\u201c\u2018(*-_"
 _REACH = 80
 _MOST_GIVEN = 6
 _LONGEST_SENTENCE = 400
@@ -41,45 +43,68 @@ class Mention:
     span: Span
     sentence: Span
     bearer: Bearer
-    opens: bool
 
 
-def surname_mention(text: str, span: Span, given: Collection[str], *, whole: bool = False) -> Mention:
-    """The mention of a surname, or of a whole name of one word; `given` are the target's given names in mask form."""
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What stands around a word: enough to say of any target whether it bears the name.
+
+    `before` are the given names, nicknames and initials that lead to it, in mask form, `opener` a capitalised word in
+    their place that opens the sentence and may be none; `turned` is the word behind a comma, as in "Surname, First".
+    """
+
+    span: Span
+    sentence: Span
+    before: tuple[str, ...]
+    opener: str
+    turned: str
+    name_after: bool
+    spelled: bool
+    ordinary: bool
+    opens_commonly: bool
+
+    def surname(self, given: Collection[str]) -> Mention:
+        """The mention of a surname; `given` are the target's given names in mask form."""
+        if not self.spelled:
+            return self._mention("common")
+        near = (*self.before, self.opener) if self.opener else self.before
+        if self.turned in given or any(_same(word, name) for word in near for name in given):
+            return self._mention("own")
+        return self._mention("common") if self.ordinary else self._other_or_bare()
+
+    def given_name(self) -> Mention:
+        """The mention of a given name; with another capitalised word behind it, it is another person's."""
+        return self._mention("common") if not self.spelled or self.ordinary else self._other_or_bare()
+
+    def whole_name(self) -> Mention:
+        """The mention of a name of one word: "Will" at the beginning of a sentence is none."""
+        return self._mention("common") if not self.spelled or self.opens_commonly else self._other_or_bare()
+
+    def _other_or_bare(self) -> Mention:
+        return self._mention("other" if self.before or self.name_after else "bare")
+
+    def _mention(self, bearer: Bearer) -> Mention:
+        return Mention(self.span, self.sentence, bearer)
+
+
+def surroundings(text: str, span: Span) -> Surroundings:
+    """Read what stands around a word of `text`."""
     start, end = span
     sentence = _sentence(text, span)
-    before = _names_before(text, start, sentence[0], given)
-    opens = not text[sentence[0] : start].strip(" \t\"'\u201c\u2018(*-_")
-    if not _capital(text[start:end]) or _compound(text, span):
-        bearer: Bearer = "common"
-    elif any(_same(word, name) for word in before for name in given) or _turned(text, end, given):
-        bearer = "own"
-    elif not whole and _ordinary(text, span, sentence[0]):
-        bearer = "common"
-    elif whole and opens and _opener(mask_form(text[start:end])) and not _POSSESSIVE.match(text, end):
-        bearer = "common"
-    elif before or _name_after(text, end):
-        bearer = "other"
-    else:
-        bearer = "bare"
-    return Mention(span, sentence, bearer, opens)
+    before, opener = _names_before(text, start, sentence[0])
+    turned = _AFTER_COMMA.match(text, end)
+    possessive = _POSSESSIVE.match(text, end) is not None
+    opens = not text[sentence[0] : start].strip(_MARKS)
+    return Surroundings(
+        span, sentence, before, opener, mask_form(turned[1]) if turned else "", _name_after(text, end),
+        spelled=_capital(text[start:end]) and not _compound(text, span),
+        ordinary=not possessive and _ordinary(text, start, sentence[0]),
+        opens_commonly=opens and not possessive and _opener(mask_form(text[start:end])),
+    )
 
 
-def given_mention(text: str, span: Span) -> Mention:
-    """The mention of a given name; with another capitalised word behind it, it is another person's."""
-    start, end = span
-    sentence = _sentence(text, span)
-    opens = not text[sentence[0] : start].strip(" \t\"'\u201c\u2018(*-_")
-    if not _capital(text[start:end]) or _compound(text, span):
-        return Mention(span, sentence, "common", opens)
-    if _ordinary(text, span, sentence[0]):
-        return Mention(span, sentence, "common", opens)
-    other = _name_after(text, end) or _names_before(text, start, sentence[0], ())
-    return Mention(span, sentence, "other" if other else "bare", opens)
-
-
-def _names_before(text: str, start: int, first: int, given: Collection[str]) -> list[str]:
-    """Given names, nicknames and initials that lead to `start`, the nearest first, in mask form."""
+def _names_before(text: str, start: int, first: int) -> tuple[tuple[str, ...], str]:
+    """Names that lead to `start`, the nearest first, and the sentence's first word where that may be one of them."""
     found: list[str] = []
     position = start
     while len(found) < _MOST_GIVEN:
@@ -92,25 +117,15 @@ def _names_before(text: str, start: int, first: int, given: Collection[str]) -> 
             break
         if word.endswith(".") and not is_initial(word):
             break
-        opens = not text[first:position].strip(" \t\"'\u201c\u2018(*-_")
-        if opens and form not in given and _opener(form):
-            break
+        if not text[first:position].strip(_MARKS) and _opener(form):
+            return tuple(found), form
         if word[:1].isupper():
             found.append(form)
-    return found
+    return tuple(found), ""
 
 
-def _turned(text: str, end: int, given: Collection[str]) -> bool:
-    """Whether "Surname, First" stands here."""
-    match = _AFTER_COMMA.match(text, end)
-    return match is not None and mask_form(match[1]) in given
-
-
-def _ordinary(text: str, span: Span, first: int) -> bool:
-    """Whether the words before make an ordinary word of it: "the West", "in Swift", but "in King's novel"."""
-    start, end = span
-    if _POSSESSIVE.match(text, end):
-        return False
+def _ordinary(text: str, start: int, first: int) -> bool:
+    """Whether the word before makes an ordinary word of it: "the West", "in Swift"."""
     match = _WORD_BEFORE.search(text, max(first, start - _REACH), start)
     return match is not None and match[1].casefold() in NOT_BEFORE_PEOPLE
 

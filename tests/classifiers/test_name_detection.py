@@ -18,7 +18,8 @@ def under(who: Tenant, forms: NameForms) -> Tenant:
 
 
 @pytest.mark.parametrize("question", [
-    "What was the title of King's debut novel?", "Who is Stephen Edwin King?", "In 1977, King published a horror novel.",
+    "What was the title of King's debut novel?", "Who is Stephen Edwin King?",
+    "In 1977, King published a horror novel.",
 ])
 def test_a_common_surname_alone_is_found_where_the_sentence_fits(bench: Bench, question: str) -> None:
     (hit,) = bench.detect(tenant(KING, benign=()), question).hits
@@ -29,6 +30,7 @@ def test_a_common_surname_alone_is_found_where_the_sentence_fits(bench: Bench, q
     "How do I checkmate with a king and a rook?", "Who was Martin Luther King?", "Where is King Street?",
     "What does the King of Norway do?", "Billie Jean King won Wimbledon.",
     "King is an unincorporated community with a railway bridge.",
+    "Martin Luther King was born in Atlanta. When did King speak in Washington?",
 ])
 def test_another_king_is_not(bench: Bench, question: str) -> None:
     assert not bench.detect(tenant(KING, benign=()), question).flagged
