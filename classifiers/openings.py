@@ -43,6 +43,11 @@ def rest_of(language: str) -> str:
     return "".join(wordings.get(language, wordings[FALLBACK]).get("rest", ())[:1])
 
 
+def avoided_words(language: str) -> tuple[str, ...]:
+    """Words with which an answer of this language would turn from its subject to the speaker."""
+    return _wordings().get(language, {}).get("avoid", ())
+
+
 def refusal_text(language: str) -> str:
     """A short sentence that declines to help; English where none is shipped."""
     wordings = _wordings()

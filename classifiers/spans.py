@@ -38,6 +38,10 @@ class PromptDecoder:
         read = read_tokenizer(tokenizer)
         self._pieces = [piece or b"" for piece in read.pieces]
         self._special = read.special_ids
+        self._ids: dict[bytes, tuple[int, ...]] = {}
+        for index, piece in enumerate(self._pieces):
+            if piece and index not in self._special:
+                self._ids[piece] = (*self._ids.get(piece, ()), index)
         special_texts = [self._pieces[i].decode("utf-8", "replace") for i in self._special if i < len(self._pieces)]
         self._template = read_template(tokenizer, special_texts)
 
@@ -61,6 +65,10 @@ class PromptDecoder:
         special = _inside(offsets, template)
         flags = tuple(token in self._special or inside for token, inside in zip(ids, special, strict=True))
         return DecodedPrompt(ids, text, tuple(offsets), flags)
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Ids of the tokens that stand for exactly this text."""
+        return self._ids.get(text.encode(), ())
 
     def token_ranges(self, prompt: DecodedPrompt, char_spans: Iterable[Span]) -> tuple[Span, ...]:
         """Half-open token ranges that overlap `char_spans`, special tokens left out, sorted and joined."""

@@ -30,7 +30,7 @@ from guard.salt import salt_plan
 from guard.service.door.errors import unavailable
 from guard.service.door.policy_refusal import policy_refusal
 from guard.service.gate_counts import GateCounts
-from guard.service.openings import answer_mode, bridges_for, openings_for, question_bias
+from guard.service.openings import answer_mode, bridges_for, openings_for, subject_bias
 from guard.service.output_check import flagged_check, output_check
 from guard.service.residency.compiled_lists import CompiledLists, needs_list
 from guard.service.residency.hold import Hold, Residency
@@ -152,9 +152,7 @@ class GatePipeline:
 
     def _bias(self, tenant: Tenant, plan: Plan, prompt: DecodedPrompt) -> dict[int, float]:
         """What steers an answer of ignorance."""
-        if plan.opening is None:
-            return {}
-        return question_bias(prompt, self._decoder.last_turn(prompt), tenant.policy.answer.on_topic)
+        return subject_bias(tenant, prompt, self._decoder) if plan.opening is not None else {}
 
     async def _admit(
         self, context: RequestContext, token_ids: Sequence[int], stack: AsyncExitStack

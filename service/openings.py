@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from guard.classifiers.language import language_of
-from guard.classifiers.openings import bridges, rest_of, shipped_languages, shipped_openings
+from guard.classifiers.openings import avoided_words, bridges, rest_of, shipped_languages, shipped_openings
+from guard.classifiers.spans import PromptDecoder
 from guard.engine.admission import IgnoranceEnd, RequestContext
 from guard.plan import MAX_WORDINGS
 from guard.policy import AnswerMode, Tenant
 from guard.service.residency.list_files import CompiledList
-from guard.verdict import DecodedPrompt, Span
+from guard.verdict import DecodedPrompt
 
 FALLBACK = "en"
+# vLLM takes a bias of at most 1,024 tokens
+MAX_FAVOURED = 768
+AVOIDED = 20.0
 
 
 def answer_mode(context: RequestContext) -> AnswerMode:
@@ -38,16 +42,22 @@ def bridges_for(question: str, compiled: CompiledList | None) -> IgnoranceEnd | 
     return _end(bridges(language_of(question, set(shipped_languages()))), compiled, 1, "")
 
 
-def question_bias(prompt: DecodedPrompt, question: Span, strength: float) -> dict[int, float]:
-    """`strength` for every token with a letter in the character range `question` of a prompt."""
-    start, end = question
+def subject_bias(tenant: Tenant, prompt: DecodedPrompt, decoder: PromptDecoder) -> dict[int, float]:
+    """What is added to the logits of an answer of ignorance, so that it keeps to what was asked.
+
+    The words of the last user turn are favoured, those that turn to the speaker ("my") are put off.
+    """
+    strength = tenant.policy.answer.on_topic
     if not strength:
         return {}
-    return {
-        token: strength
-        for token, (first, last), special in zip(prompt.token_ids, prompt.offsets, prompt.special, strict=True)
+    start, end = decoder.last_turn(prompt)
+    language = language_of(prompt.text[start:end], set(shipped_languages()))
+    favoured = [
+        token for token, (first, last), special in zip(prompt.token_ids, prompt.offsets, prompt.special, strict=True)
         if not special and start <= first and last <= end and any(map(str.isalpha, prompt.text[first:last]))
-    }
+    ]
+    avoided = [token for word in avoided_words(language) for token in decoder.tokens_of(" " + word)]
+    return dict.fromkeys(favoured[-MAX_FAVOURED:], strength) | dict.fromkeys(avoided, -AVOIDED)
 
 
 def _end(

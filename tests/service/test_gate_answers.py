@@ -119,3 +119,15 @@ async def test_a_follow_up_is_guarded_and_another_question_is_not(pipeline: Any,
     one.verdict = Verdict((TargetHit(0, 1.0, "lexical", ((place, place + 10),)),))
     await one.enter_ids(tenant(), one.tokenizer(text)["input_ids"])
     assert one.value("guard_requests_total", tenant="2", action=action, phase="input") == 1
+
+
+async def test_answers_of_ignorance_keep_to_the_words_of_the_question(pipeline: Any) -> None:
+    one = pipeline(FLAGGED)
+    admission = await one.admit(tenant(), QUESTION)
+    favoured = {token for token, value in admission.bias.items() if value > 0}
+    asked = one.ids(QUESTION)
+    assert favoured and favoured < set(asked)
+    assert not favoured & set(one.tokenizer.all_special_ids)
+    assert all(any(map(str.isalpha, one.tokenizer.decode([token]))) for token in favoured)
+    assert (await one.admit(tenant(answer="natural"), QUESTION)).bias == {}
+    assert (await one.admit(tenant(answer=AnswerPolicy(on_topic=0.0)), QUESTION)).bias == {}
