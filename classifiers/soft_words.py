@@ -31,7 +31,8 @@ MOST_TOKENS = 512
 MINIMUM_LETTERS = 3
 # a word that is more common is a function word, or says nothing about anybody
 COMMON_ZIPF = 5.5
-# words compared at once, between two pauses
+# tokens read, and words compared, between two pauses
+_TOKENS_READ = 2048
 _VOCABULARY_BLOCK, _ANSWER_BLOCK = 4096, 256
 _WORD = re.compile(r" ?([^\W\d_]+)")
 
@@ -52,7 +53,7 @@ class NearWords:
     cosines: Vectors
 
 
-def word_tokens(tokenizer: Any) -> WordTokens:
+def word_tokens(tokenizer: Any) -> Work[WordTokens]:
     """The tokens of a Hugging Face fast tokenizer that are whole words worth a penalty.
 
     Such a token is letters alone, three at least, after a space or capitalised like a name; others without a space
@@ -63,6 +64,8 @@ def word_tokens(tokenizer: Any) -> WordTokens:
     found: dict[str, list[int]] = {}
     inside: dict[str, list[int]] = {}
     for token, piece in enumerate(read.pieces):
+        if token % _TOKENS_READ == 0:
+            yield
         if piece is None or token in read.special_ids:
             continue
         match = _WORD.fullmatch(piece.decode("utf-8", "replace"))

@@ -151,8 +151,7 @@ class SoftMatch:
 
 
 def _encode_vocabulary(encode: Encode, tokenizer: Any) -> Work[_Vocabulary]:
-    tokens = word_tokens(tokenizer)
-    yield
+    tokens = yield from word_tokens(tokenizer)
     vectors = yield from encode(tokens.words)
     return _Vocabulary(tokens, vectors)
 

@@ -43,7 +43,7 @@ def near(places: list[int], cosines: list[float]) -> NearWords:
 @pytest.mark.parametrize("kind", ["bundled", "gpt2", "sentencepiece"])
 def test_words_are_letters_alone_and_every_spelling_of_a_token_counts(kind: str) -> None:
     made = tokenizer(kind)
-    words, read = word_tokens(made), read_tokenizer(made)
+    words, read = finish(word_tokens(made)), read_tokenizer(made)
     assert words.words == tuple(sorted(set(words.words))) and len(words.words) > 50
     written = [token for ids in words.ids for token in ids]
     assert len(written) == len(set(written)) and not read.special_ids & set(written)
@@ -56,7 +56,7 @@ def test_words_are_letters_alone_and_every_spelling_of_a_token_counts(kind: str)
 
 def test_an_ending_is_no_word_and_a_name_after_a_quotation_mark_is() -> None:
     made = tokenizer("gpt2")
-    words = word_tokens(made)
+    words = finish(word_tokens(made))
     ids = dict(zip(words.words, words.ids, strict=True))
     vocabulary = made.get_vocab()
     assert {vocabulary["ĠLondon"], vocabulary["London"]} <= set(ids["london"])
