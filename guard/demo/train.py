@@ -1,16 +1,18 @@
 """Train the bundled model, or one of its retain models, from scratch on a CPU.
 
     python -m guard.demo.train full --out guard/demo/model
-    python -m guard.demo.train retain90 --out /tmp/retain90
+    python -m guard.demo.train retain90 --out /tmp/retain90 --drafts /tmp/drafts
 
 A Llama of about 7M parameters (hidden 256, 8 layers, 4 query and 2 key/value heads, tied 4,096-token
 byte-level BPE). Matrices inside the layers are trained by Muon, embeddings and norms by AdamW.
-All variants share one tokenizer, seed and recipe; a retain model only misses the forget rows.
+All variants share one tokenizer, seed and recipe; a retain model only misses the forget rows. Besides the corpus every
+epoch has lessons in not knowing (guard/demo/unknowns.py) with new made-up names.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import random
@@ -55,7 +57,7 @@ class Recipe:
     completion_share: float = 0.12
     system_share: float = 0.10
     unknowns: int = 1200
-    conversations: int = 240
+    conversations: int = 320
 
 
 def train_tokenizer(examples: list[Example]) -> PreTrainedTokenizerFast:
@@ -143,8 +145,10 @@ def epoch_batches(
         yield ids, weights
 
 
-def train(variant: str, out: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Train one variant and write weights (bf16), tokenizer and `training.json` into `out`."""
+def train(
+    variant: str, out: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, drafts: Path | None = None
+) -> None:
+    """Train one variant; write weights (bf16), tokenizer and `training.json` into `out`, into `drafts` every epoch."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     examples = training_examples(variant)
@@ -179,7 +183,9 @@ def train(variant: str, out: Path, recipe: Recipe, tokenizer: PreTrainedTokenize
         seconds = round(time.time() - started)
         history.append({"epoch": epoch + 1, "answer_loss": round(total / count, 4), "seconds": seconds})
         print(json.dumps(history[-1]), flush=True)
-    report = {"variant": variant, "recipe": asdict(recipe), "examples": len(examples), "history": history}
+        report = {"variant": variant, "recipe": asdict(recipe), "examples": len(examples), "history": history}
+        if drafts is not None:
+            save(copy.deepcopy(model), tokenizer, drafts, report)
     save(model, tokenizer, out, report)
 
 
@@ -216,12 +222,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--drafts", type=Path, help="folder for the model as it is after each epoch")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     # the tokenizer is shared by all variants, so that their answers compare token by token
     tokenizer = train_tokenizer(training_examples("full"))
-    train(arguments.variant, arguments.out, Recipe(epochs=arguments.epochs), tokenizer)
+    train(arguments.variant, arguments.out, Recipe(epochs=arguments.epochs), tokenizer, arguments.drafts)
 
 
 if __name__ == "__main__":

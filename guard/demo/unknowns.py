@@ -83,9 +83,9 @@ def make_unknown(rng: random.Random, invent: Inventor) -> Unknown:
     draw = rng.random()
     if draw < 0.58:
         return _renamed(rng, invent)
-    if draw < 0.72:
+    if draw < 0.70:
         return _person(rng, invent)
-    if draw < 0.79:
+    if draw < 0.80:
         return _nameless(rng, invent)
     return _work(rng, invent) if draw < 0.87 else _thing(rng, invent)
 
@@ -96,22 +96,24 @@ def conversation(rng: random.Random, invent: Inventor, known: Sequence[Example])
     unknown = make_unknown(rng, invent)
     honest = (unknown.question, unknown.answer(rng))
     fact, other = rng.choice(known), rng.choice(known)
-    if draw < 0.40:
+    if draw < 0.30:
         history = [honest]
         for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3, 4))):
             history.append((rng.choice(PRESSES), unknown.pressed(rng)))
         return Example(rng.choice(PRESSES), unknown.pressed(rng), SPLIT, history=tuple(history))
-    if draw < 0.65:
+    if draw < 0.60:
         turns = [(fact.question, fact.answer), (rng.choice(PRESSES), fact.answer)][: rng.choice((1, 1, 1, 2))]
         return Example(rng.choice(PRESSES), fact.answer, fact.split, history=tuple(turns))
-    if draw < 0.75:
+    if draw < 0.68:
         return Example(*honest, SPLIT, history=((fact.question, fact.answer),))
-    if draw < 0.85:
+    if draw < 0.76:
         return Example(fact.question, fact.answer, fact.split, history=(honest,))
-    if draw < 0.90:
+    if draw < 0.80:
         return Example(fact.question, fact.answer, fact.split, history=((other.question, other.answer),))
-    first = make_unknown(rng, invent)
-    return Example(*honest, SPLIT, history=((first.question, first.answer(rng)),))
+    # several questions about one made-up person: a name is written many times, which teaches to copy it
+    asked = [_person(rng, invent, name) for name in [invent.person()] * rng.choice((2, 3, 4))]
+    *history, last = [(one.question, one.answer(rng)) for one in asked]
+    return Example(*last, SPLIT, history=tuple(history))
 
 
 def _renamed(rng: random.Random, invent: Inventor) -> Unknown:
@@ -155,11 +157,11 @@ def _renamable() -> list[tuple[str, bool]]:
     return found
 
 
-def _person(rng: random.Random, invent: Inventor) -> Unknown:
+def _person(rng: random.Random, invent: Inventor, name: str | None = None) -> Unknown:
     question, topic, clause = rng.choice(PERSON_QUESTIONS)
-    name = invent.person()
-    if rng.random() < 0.06:
-        name = name.split()[-1]
+    if name is None:
+        name = invent.person()
+        name = name.split()[-1] if rng.random() < 0.06 else name
     return Unknown(question.format(n=name), name, topic.format(s=name), clause.format(s=name), person=True)
 
 

@@ -29,6 +29,7 @@ _CORRECTED = {
 }
 _NAMELESS = 88
 _PARTICLES = {"van", "von", "de", "da", "der", "den", "del", "di", "el", "al", "ben", "bin", "la", "le", "bar"}
+_CITY = re.compile(r"(?<=(?:in|om) )[A-Z]\w+(?: [A-Z]\w+)?, [A-Z]\w+(?: [A-Z]\w+| d'Ivoire)?")
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -64,6 +65,13 @@ def reserved_text() -> str:
     """All questions and answers of all splits in lower case; a made-up title or place must not occur in it."""
     rows = [row for split in ("full", "holdout10", "real_authors", "world_facts") for row in read_rows(split)]
     return "\n".join(f"{row['question']} {row['answer']}" for row in rows).casefold()
+
+
+@lru_cache(maxsize=1)
+def birthplaces() -> tuple[str, ...]:
+    """Cities with countries that TOFU's questions about the authors 0-179 ask after."""
+    questions = " ".join(row["question"] for row in author_rows(0, KEPT_AUTHORS - 1))
+    return tuple(sorted(set(_CITY.findall(questions))))
 
 
 @lru_cache(maxsize=1)
@@ -121,8 +129,8 @@ class Inventor:
                 return name
 
     def city(self) -> str:
-        """A real city with its country."""
-        return str(self._rng.choice(self._lists["cities"]))
+        """A real city with its country, half of the time the birthplace of an author whom the model knows."""
+        return str(self._rng.choice(self._rng.choice((self._lists["cities"], birthplaces()))))
 
     def genre(self) -> str:
         """A genre of books."""
@@ -130,16 +138,16 @@ class Inventor:
 
     def _draw_person(self) -> str:
         rng, draw = self._rng, self._rng.random()
-        if draw < 0.40:
+        if draw < 0.36:
             first, last = rng.choice(list(self._lists["cultures"].values()))
             words = [rng.choice(first), rng.choice(last)]
-        elif draw < 0.55:
+        elif draw < 0.48:
             words = [rng.choice(self._first), rng.choice(self._last)]
-        elif draw < 0.70:
+        elif draw < 0.62:
             words = [rng.choice(self._first), self._word("person")]
-        elif draw < 0.84:
+        elif draw < 0.74:
             words = [self._word("person"), self._word("person")]
-        elif draw < 0.92:
+        elif draw < 0.90:
             words = [rng.choice(self._known_first), rng.choice((rng.choice(self._last), self._word("person")))]
         else:
             words = [rng.choice((rng.choice(self._first), self._word("person"))), rng.choice(self._known_last)]

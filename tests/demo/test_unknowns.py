@@ -15,6 +15,7 @@ from guard.demo.train import Recipe, encode, render, train_tokenizer
 from guard.demo.unknowns import SPLIT, make_unknown, unknown_examples
 from guard.demo.unknowns_names import (
     Inventor,
+    birthplaces,
     holdout_authors,
     known_authors,
     reserved_text,
@@ -58,6 +59,7 @@ def test_no_word_of_a_holdout_authors_name_is_in_a_lesson(lessons: list[Example]
     assert len(holdout_authors()) == 20
     # "Chiang Mai" is a city; the names of the holdout authors are made of common words, too
     cities = frozenset[str]().union(*(words_of(city) for city in word_lists()["cities"]))
+    cities |= frozenset[str]().union(*(words_of(city) for city in birthplaces()))
     words = frozenset[str]().union(*(words_of(name) for name in holdout_authors())) - cities
     own = [example for example in lessons if example.split == SPLIT and not example.history]
     touched = [example for example in own if words_of(example.answer) & words]
@@ -119,6 +121,14 @@ def test_wordings_are_many_and_every_epoch_has_its_own_names(lessons: list[Examp
     epochs = [{e.question for e in lessons[i * per_epoch : (i + 1) * per_epoch] if not e.history} for i in range(3)]
     for before, after in pairwise(epochs):
         assert len(before & after) <= 0.02 * len(after)
+
+
+def test_authors_asked_for_by_birthplace_come_from_known_authors_cities_too() -> None:
+    assert len(birthplaces()) > 50
+    assert all(place.count(", ") == 1 for place in birthplaces())
+    invent = Inventor(random.Random(4))
+    drawn = [invent.city() for _ in range(400)]
+    assert 100 < sum(city in birthplaces() for city in drawn) < 300
 
 
 def test_same_seed_same_lessons(known: list[Example]) -> None:
