@@ -26,6 +26,7 @@ from guard.service.residency.residents import Capacity, Residents
 from guard.service.server import GuardServer, Parts
 from guard.service.settings import Settings
 from guard.service.snapshot import SnapshotWatcher
+from guard.service.soft_match import SoftMatch
 from guard.service.store.engine_record import EngineRecord, engine_record
 from guard.service.store.pack_files import pack_path
 
@@ -70,7 +71,8 @@ def assemble(
     residency = make_residency(call, lists, settings, record, metrics)
     # the engine is asked once every interval
     readiness = Readiness(engine, watcher, silence_limit_s=SILENCE_LIMIT_S + settings.counter_interval_s)
-    gate = GatePipeline(PromptDecoder(tokenizer), detector, lists, residency, metrics, ticket.read_key(), fitted)
+    soft = SoftMatch(detector.background(), tokenizer)
+    gate = GatePipeline(PromptDecoder(tokenizer), detector, lists, residency, metrics, ticket.read_key(), fitted, soft)
     client = GuardedEngineClient(engine, gate, on_shutdown=lambda: server.drain())
     follower = SnapshotFollower(watcher, lists, residency, detector, metrics, settings.warm_tenants)
     counters = EngineCounters(call, metrics, readiness, settings.counter_interval_s)

@@ -35,6 +35,7 @@ from guard.service.output_check import flagged_check, output_check
 from guard.service.residency.compiled_lists import CompiledLists, needs_list
 from guard.service.residency.hold import Hold, Residency
 from guard.service.residency.list_files import CompiledList
+from guard.service.soft_match import SoftMatch
 from guard.service.unknown_verdicts import UnknownVerdicts
 from guard.verdict import NOTHING, UNKNOWN, DecodedPrompt, Span, Verdict
 
@@ -64,13 +65,13 @@ class GatePipeline:
 
     def __init__(
         self, decoder: PromptDecoder, detector: PromptDetector, lists: CompiledLists, residency: Residency,
-        metrics: Metrics, key: bytes, fitted: FittedStrength | None = None,
+        metrics: Metrics, key: bytes, fitted: FittedStrength | None = None, soft: SoftMatch | None = None,
     ) -> None:
         self._decoder, self._detector = decoder, detector
         self._lists, self._residency = lists, residency
         self.metrics = metrics
         self._key = key
-        self._fitted = fitted
+        self._fitted, self._soft = fitted, soft
         self.counts = GateCounts(metrics)
         self._unknown = UnknownVerdicts()
 
@@ -180,6 +181,9 @@ class GatePipeline:
         with self.metrics.stage("sign"):
             signed = self._sign(tenant, decision.plan, token_ids)
         bias = self._bias(tenant, decision.plan, prompt)
+        if self._soft is not None and decision.plan.constraint is not None:
+            targets = [hit.target for hit in verdict.hits]
+            bias |= await self._soft.penalties(tenant, targets, self._question(prompt))
         admission = Admission(signed.plan, signed.ticket, signed.salt, check, bias)
         return GateLeave(self, context, hold, prompt, compiled, exempt, admission)
 
