@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from guard.classifiers.automaton import Automaton
 from guard.classifiers.normalize import mask_form
-from guard.classifiers.phrases import Pattern, always_patterns, forbidden_patterns
+from guard.classifiers.phrases import Pattern, forbidden_patterns
 from guard.classifiers.vocabulary import Vocabulary
 from guard.errors import PackError
 from guard.policy import Tenant
@@ -84,7 +84,7 @@ class ListFiles:
             automaton = Automaton.compile(forms, self._vocabulary)
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             automaton.save(path)
-        return _compiled(automaton, path, patterns, always_patterns(tenant))
+        return _compiled(automaton, path, patterns)
 
     def remove_unused(self) -> int:
         """Delete files that no start or request has used for a month; how many."""
@@ -117,14 +117,11 @@ class ListFiles:
         return automaton if automaton.patterns == forms else None
 
 
-def _compiled(
-    automaton: Automaton, path: Path, patterns: Sequence[Pattern], everywhere: Sequence[Pattern]
-) -> CompiledList:
+def _compiled(automaton: Automaton, path: Path, patterns: Sequence[Pattern]) -> CompiledList:
     index = {form: position for position, form in enumerate(automaton.patterns)}
     placed = [(index.get(mask_form(pattern.text)), pattern) for pattern in patterns]
     strict = {position for position, pattern in placed if not pattern.allow_echo}
-    found = {index.get(mask_form(pattern.text)) for pattern in everywhere}
-    always = tuple(sorted(position for position in found if position is not None))
+    always = tuple(sorted({place for place, pattern in placed if place is not None and pattern.always}))
     whole = PatternSet(automaton.patterns, automaton.trie)
     part = whole
     if len(always) < len(automaton.patterns):
