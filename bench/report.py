@@ -50,6 +50,7 @@ SECTIONS = {
         "A list of 50 names alone on a real model (SmolLM2-135M-Instruct, RWKU subjects 51 to 100)",
         "python bench/names.py --subjects 51-100",
     ),
+    "soft_match": ("Soft match alone on the bundled model, without a server", "python bench/soft_match.py"),
     "scale": ("Ten thousand stored tenants, a thousand active ones", "python bench/scale.py"),
 }
 # of files with every single observation, only these parts are printed
