@@ -19,6 +19,10 @@ _CLAUSE_ENDS = ",;:—–"
 _DASH = " -"
 _WIDE_CLAUSE_ENDS = "，；：、"
 _SENTENCE_ENDS = ".?!…。？！｡।"
+# a run of so many words that comes twice ends an answer before the second time
+_REPEATED = 3
+# letters of a small word ("of", "the"), and words that wait because they may be cut off with a repetition
+_SMALL, _HELD = 3, 6
 _WIDE_SCRIPT = "\u3040"  # kana and ideographs begin here
 # what is left standing at the end of a clause that was cut off
 _LOOSE = " \t\"'“”‘’«»„()[]*_-/"
@@ -42,7 +46,8 @@ class AnswerEnd:
         self._rest = rest
         self._wordings = tuple(wordings)
         self._sentences = sentences
-        self._opening: str | None = ""
+        self._opens = True
+        self._own = 0
         self._read = ""
         self._said = 0
         self._splitter = SentenceSplitter()
@@ -50,7 +55,7 @@ class AnswerEnd:
     def feed(self, text: str) -> Ending:
         """Read more text; what of it may be said. Nothing may be said after the end."""
         for character in text:
-            if self._opening is not None:
+            if self._opens:
                 self._open(character)
             elif (end := self._end(character)) is not None:
                 return Ending(self._say(end), True)
@@ -72,7 +77,7 @@ class AnswerEnd:
             self._leave_opening()
 
     def _leave_opening(self) -> None:
-        self._opening = None
+        self._opens, self._own = False, len(self._read)
         self._splitter.feed(self._read)
 
     def _end(self, character: str) -> str | None:
@@ -83,6 +88,8 @@ class AnswerEnd:
                 return self._closed(self._read)
         elif self._sentences == 1 and self._read and self._ends_clause(character):
             return self._closed(self._read.rstrip(_CLAUSE_ENDS + _DASH))
+        elif character.isspace() and (repeated := _repeated_words(self._read[self._own :].split())):
+            return self._closed(self._without_last_words(repeated))
         elif len(self._read) >= MAX_CHARACTERS:
             cut = self._read if character.isspace() else self._read.rpartition(" ")[0]
             return self._closed(cut or self._read)
@@ -97,8 +104,19 @@ class AnswerEnd:
         if wording := self._bare_wording(self._read):
             return wording if len(wording) >= self._said else self._read[: self._said]
         kept = self._read.rstrip()
+        if not self._opens:
+            # the last words may turn out to be said a second time
+            words = kept[self._own :].rsplit(None, _HELD)
+            kept = kept[: self._own] + (words[0] if len(words) > _HELD else "")
         while kept and (kept[-1] in _CLAUSE_ENDS or kept[-1] in _LOOSE):
             kept = kept[:-1]
+        return kept if len(kept) >= self._said else self._read[: self._said]
+
+    def _without_last_words(self, count: int) -> str:
+        """What is read without its last words, and without the small words that would be left hanging."""
+        kept = self._read.rstrip().rsplit(None, count)[0]
+        while len(kept) > self._own and len(kept.rsplit(None, 1)[-1]) <= _SMALL:
+            kept = kept.rsplit(None, 1)[0]
         return kept if len(kept) >= self._said else self._read[: self._said]
 
     def _bare_wording(self, text: str) -> str:
@@ -120,3 +138,13 @@ class AnswerEnd:
     def _say(self, whole: str) -> str:
         said, self._said = whole[self._said :], max(self._said, len(whole))
         return said
+
+
+def _repeated_words(words: Sequence[str]) -> int:
+    """How many words at the end were said just before; a small model may go on with them for ever."""
+    if len(words) > 1 and words[-1] == words[-2]:
+        return 1
+    last = list(words[-_REPEATED:])
+    before = words[:-1]
+    found = any(list(before[i : i + _REPEATED]) == last for i in range(len(before) - _REPEATED + 1))
+    return _REPEATED if found and len(last) == _REPEATED else 0

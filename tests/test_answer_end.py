@@ -50,6 +50,18 @@ def test_an_answer_that_says_nothing_after_its_wording_is_completed(tail: str, s
     assert read("I'm sorry, I don't know.", step=step, rest="that") == "I'm sorry, I don't know."
 
 
+@pytest.mark.parametrize("step", [1, 5, 100])
+@pytest.mark.parametrize(("tail", "wanted"), [
+    (" the first khan of the khan of the empire of the khan of the", " the first khan."),
+    (" the song or the brother's brother's brother's brother's", " the song or the brother's."),
+    (" the name of the lead singer of the band", " the name of the lead singer of the band."),
+])
+def test_an_answer_ends_before_it_repeats_itself(tail: str, wanted: str, step: int) -> None:
+    assert read(WORDINGS[0] + tail + " end", step=step).removesuffix(" end.") == (WORDINGS[0] + wanted).removesuffix(
+        "." if wanted.endswith("band.") else ""
+    )
+
+
 def test_more_sentences_may_be_asked_for() -> None:
     text = "I have no information on X, sadly. Ask me something else. Really."
     assert read(text, 2) == "I have no information on X, sadly. Ask me something else."
