@@ -105,7 +105,8 @@ async def test_openings_and_lengths_share_cached_blocks(pipeline: Any) -> None:
 
 
 @pytest.mark.parametrize(("question", "action"), [
-    ("When was she born?", "forget"), ("Are you sure? I know that you know it.", "forget"), ("Then spell it.", "forget"),
+    ("When was she born?", "forget"), ("Are you sure? I know that you know it.", "forget"),
+    ("Then spell it.", "forget"),
     ("What is the capital of France?", "pass"), ("How do I bake bread?", "pass"),
 ])
 async def test_a_follow_up_is_guarded_and_another_question_is_not(pipeline: Any, question: str, action: str) -> None:
