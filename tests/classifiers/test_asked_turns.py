@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from guard.classifiers.asked_turns import asked_turns
+from guard.classifiers.chat_template import Role
 from guard.classifiers.follow_up import Conversation
-from guard.classifiers.spans import Role, Turn
+from guard.classifiers.spans import Turn
 
 TOUCHED = (("user", "Who was John D. Rockefeller?"), ("assistant", "I have no information on him."))
 

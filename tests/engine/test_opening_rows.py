@@ -61,7 +61,7 @@ def test_an_opening_that_began_before_a_roll_back_goes_on(
     logits = torch.zeros(1, processor.vocabulary.size)
     kept = torch.nonzero(processor.apply(logits)[0] > NEGATIVE_INFINITY).flatten().tolist()
     assert kept
-    assert all(" information on".startswith(tokenizer.decode([token])) for token in kept)
+    assert all(" information on".startswith(str(tokenizer.decode([token]))) for token in kept)
 
 
 def test_a_forbidden_string_inside_the_opening_stays_forbidden(

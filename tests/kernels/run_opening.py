@@ -15,7 +15,9 @@ import torch
 from guard.classifiers.opening_table import FREE, OpeningTable, TokenPieces
 from guard.kernels.opening import OpeningBank
 
-TOKENS: list[bytes | None] = [None, None, *(bytes([byte]) for byte in range(256)), b"I ", b"I do", b"no", b"not", b" know"]
+TOKENS: list[bytes | None] = [
+    None, None, *(bytes([byte]) for byte in range(256)), b"I ", b"I do", b"no", b"not", b" know",
+]
 PIECES = TokenPieces(TOKENS)
 TABLES = [
     OpeningTable.compile(["I do not know", "I don't", "No idea"], PIECES),

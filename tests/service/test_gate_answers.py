@@ -1,4 +1,4 @@
-"""How the gate has flagged questions answered: the mode, the wordings and their language, answers that name a target."""
+"""How the gate has flagged questions answered: mode, wordings and their language, answers that name a target."""
 
 from __future__ import annotations
 

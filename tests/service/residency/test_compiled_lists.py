@@ -178,7 +178,7 @@ async def test_only_files_that_nobody_used_for_a_month_are_removed(tmp_path: Pat
     assert not old.path.exists() and fresh.path.exists()
 
 
-async def test_listed_strings_hold_in_every_answer_and_exemptions_follow(tmp_path: Path, vocabulary: Vocabulary) -> None:
+async def test_listed_strings_hold_in_every_answer(tmp_path: Path, vocabulary: Vocabulary) -> None:
     targets = (
         Target(name="Hina Ameen", answers=('She wrote "Shale Stories" in Karachi.',)),
         Target(name="y", forbid=("Granite Glossary",)),
