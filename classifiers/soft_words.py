@@ -29,8 +29,9 @@ DELTA = 0.5
 # tokens of one request; Model Runner V2 takes 1,024 biases, of which the client may have some
 MOST_TOKENS = 512
 MINIMUM_LETTERS = 3
-# a word that is more common is a function word, or says nothing about anybody
-COMMON_ZIPF = 5.5
+# a word that is more common is a function word, or says nothing about anybody. On TOFU authors 180-189 (strength 10)
+# recall fell to 0.55 with 5.0, 0.52 with 5.5 and 0.68 with 4.5; that of others to 0.76, 0.66 and 0.85
+COMMON_ZIPF = 5.0
 # tokens read, and words compared, between two pauses
 _TOKENS_READ = 2048
 _VOCABULARY_BLOCK, _ANSWER_BLOCK = 4096, 256

@@ -48,7 +48,7 @@ def test_words_are_letters_alone_and_every_spelling_of_a_token_counts(kind: str)
     written = [token for ids in words.ids for token in ids]
     assert len(written) == len(set(written)) and not read.special_ids & set(written)
     for word, ids in zip(words.words, words.ids, strict=True):
-        assert ids and len(word) >= 3 and word.isalpha() and zipf(word) <= 5.5
+        assert ids and len(word) >= 3 and word.isalpha() and zipf(word) <= 5.0
         for token in ids:
             piece = read.pieces[token]
             assert piece is not None and mask_form(piece.decode()) == word
@@ -59,7 +59,7 @@ def test_an_ending_is_no_word_and_a_name_after_a_quotation_mark_is() -> None:
     words = finish(word_tokens(made))
     ids = dict(zip(words.words, words.ids, strict=True))
     vocabulary = made.get_vocab()
-    assert {vocabulary["ĠLondon"], vocabulary["London"]} <= set(ids["london"])
+    assert {vocabulary["ĠPakistan"], vocabulary["Pakistan"]} <= set(ids["pakistan"])
     # no word begins with it
     written = {token for own in ids.values() for token in own}
     assert "Ġization" not in vocabulary and not {vocabulary["ization"], vocabulary["ATION"]} & written

@@ -55,11 +55,11 @@ async def test_the_answers_words_cost_and_those_of_the_question_and_of_other_tar
     soft = SoftMatch(detector.background(), tokenizer)
     await soft.built(who, (0, 1))
     bias = await soft.penalties(who, (0,), "What does she write about?")
-    assert {"father", "accountant", "geology"} & words_of(tokenizer, bias) >= {"father"}
+    assert words_of(tokenizer, bias) >= {"geology", "karachi"}
     assert "norway" not in words_of(tokenizer, bias) and 0 < len(bias) <= MOST_TOKENS
     assert all(-5.0 <= cost <= -2.5 for cost in bias.values()) and min(bias.values()) == pytest.approx(-5.0, abs=0.01)
-    asked = await soft.penalties(who, (0,), "Was her FATHER known?")
-    assert "father" not in words_of(tokenizer, asked) and asked
+    asked = await soft.penalties(who, (0,), "Is it GEOLOGY?")
+    assert "geology" not in words_of(tokenizer, asked) and asked
     both = await soft.penalties(who, (0, 1), "What does she write about?")
     assert bias.keys() < both.keys()
     soft.close()
@@ -122,7 +122,7 @@ async def test_a_changed_list_has_words_of_its_own(detector: Detector, tokenizer
         await soft.built(tenant(target), (0,))
     first = await soft.penalties(tenant(HINA), (0,), "Who?")
     second = await soft.penalties(tenant(TOMAS), (0,), "Who?")
-    assert "father" in words_of(tokenizer, first) - words_of(tokenizer, second)
+    assert "geology" in words_of(tokenizer, first) - words_of(tokenizer, second)
     soft.keep_only([tenant(HINA, name="somebody-else")])
     assert await soft.penalties(tenant(HINA), (0,), "Who?") == {}
     soft.close()
