@@ -183,7 +183,7 @@ class GatePipeline:
         bias = self._bias(tenant, decision.plan, prompt)
         if self._soft is not None and decision.plan.constraint is not None:
             targets = [hit.target for hit in verdict.hits]
-            bias |= await self._soft.penalties(tenant, targets, self._question(prompt))
+            bias = await self._soft.penalties(tenant, targets, self._question(prompt)) | bias
         admission = Admission(signed.plan, signed.ticket, signed.salt, check, bias)
         return GateLeave(self, context, hold, prompt, compiled, exempt, admission)
 

@@ -12,8 +12,8 @@ from guard.service.residency.list_files import CompiledList
 from guard.verdict import DecodedPrompt
 
 FALLBACK = "en"
-# vLLM takes a bias of at most 1,024 tokens
-MAX_FAVOURED = 768
+# vLLM takes a bias of at most 1,024 tokens, of which soft matching may need 512
+MAX_FAVOURED = 448
 AVOIDED = 20.0
 
 

@@ -54,8 +54,12 @@ class Generation:
 
     def start(self, engine: Any, admission: Admission) -> AsyncGenerator[RequestOutput, None]:
         """Begin it in `engine`, an `EngineClient`."""
+        own = self._admitted_params(admission)
+        # vLLM refuses a bias where tokens are drafted
+        if admission.bias and engine.vllm_config.speculative_config is None:
+            own.logit_bias = {**(own.logit_bias or {}), **admission.bias}
         stream: AsyncGenerator[RequestOutput, None] = engine.generate(
-            self._admitted_prompt(admission), self._admitted_params(admission), self.request_id, **self.forwarded
+            self._admitted_prompt(admission), own, self.request_id, **self.forwarded
         )
         return stream
 
@@ -65,8 +69,6 @@ class Generation:
     def _admitted_params(self, admission: Admission) -> SamplingParams:
         own = copy.copy(self.params)
         own.extra_args = {EXTRA_ARG: admission.ticket}
-        if admission.bias:
-            own.logit_bias = {**admission.bias, **(own.logit_bias or {})}
         return own
 
 

@@ -6,9 +6,10 @@ The engine is a function from (tokens so far, constraint on or off) to the piece
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -34,8 +35,9 @@ class ScriptedGate:
     def __init__(
         self, patterns: tuple[str, ...], *, max_rollbacks: int = 2, refuse: bool = False, resumes: bool = True,
         similar: Callable[[str], bool] | None = None, before: str = "", names: frozenset[int] = frozenset(),
-        wordings: tuple[str, ...] = (),
+        wordings: tuple[str, ...] = (), bias: Mapping[int, float] | None = None,
     ) -> None:
+        self.bias = bias or {}
         self.similar_to, self.compared = similar, list[str]()
         self.refuse, self.resumes = refuse, resumes
         self.counts = {"held_back": 0, "rollbacks": 0, "filtered": 0}
@@ -98,7 +100,7 @@ class ScriptedLeave:
     def _admit(self, token_ids: Sequence[int], *, constrained: bool) -> Admission:
         rule = Constraint(digest="d", start=0) if constrained else None
         plan = Plan(tenant_index=2, policy_version="v", prompt_length=len(token_ids), constraint=rule)
-        return Admission(plan, "ticket", "salt", self._gate.check)
+        return Admission(plan, "ticket", "salt", self._gate.check, self._gate.bias)
 
 
 class ScriptedEngine:
@@ -106,6 +108,7 @@ class ScriptedEngine:
 
     def __init__(self, script: Script) -> None:
         self.script = script
+        self.vllm_config = SimpleNamespace(speculative_config=None)
         self.requests: list[tuple[Any, SamplingParams, str]] = []
         self.closed: list[str] = []
 
@@ -131,10 +134,11 @@ class ScriptedEngine:
 
 
 async def outputs(
-    script: Script, gate: ScriptedGate, *, kind: RequestOutputKind = RequestOutputKind.DELTA, n: int = 1, **params: Any
+    script: Script, gate: ScriptedGate, *, kind: RequestOutputKind = RequestOutputKind.DELTA, n: int = 1,
+    engine: ScriptedEngine | None = None, **params: Any,
 ) -> tuple[list[RequestOutput], ScriptedEngine]:
     """Everything that the client yields for one request of the guarded tenant."""
-    engine = ScriptedEngine(script)
+    engine = engine or ScriptedEngine(script)
     client = GuardedEngineClient(engine, gate)
     token = CURRENT_REQUEST.set(RequestContext("r", ACME))
     try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from vllm.sampling_params import RequestOutputKind
 
-from tests.engine.scripted_answers import PROMPT, ScriptedGate, outputs, text
+from tests.engine.scripted_answers import PROMPT, ScriptedEngine, ScriptedGate, outputs, text
 
 NAMED = frozenset({0})
 WORDINGS = ("I do not know", "… I am not sure by whom.")
@@ -81,3 +81,12 @@ async def test_every_choice_is_flagged_by_itself(n: int) -> None:
     assert len(found[-1].outputs) == n
     # the scripted engine tells only its first request apart: later ones are constrained from the start
     assert all("alpha" not in choice.text.casefold() for choice in found[-1].outputs)
+
+
+@pytest.mark.parametrize("drafts", [None, object()])
+async def test_a_bias_is_given_to_vllm_unless_it_drafts_tokens(drafts: object) -> None:
+    gate = ScriptedGate(("alpha seven",), bias={7: 2.0})
+    engine = ScriptedEngine(lambda *_: ["one", "."])
+    engine.vllm_config.speculative_config = drafts
+    await outputs(engine.script, gate, engine=engine)
+    assert engine.requests[0][1].logit_bias == ({7: 2.0} if drafts is None else None)
