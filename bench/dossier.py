@@ -139,12 +139,24 @@ def summary(people: Sequence[dict[str, Any]], made_up: Sequence[dict[str, Any]])
     }
 
 
-async def run(arguments: argparse.Namespace) -> dict[str, Any]:
+def write(
+    arguments: argparse.Namespace, model: str, people: list[dict[str, Any]], made_up: list[dict[str, Any]]
+) -> None:
+    """Write what is measured so far: a long measurement may be cut off."""
+    result = {
+        "model": model, "subjects": [arguments.first, arguments.last], "limits": asdict(LIMITS), "depth": asdict(DEPTH),
+        "load_average": round(os.getloadavg()[1], 1), **summary(people, made_up), "people": people, "made_up": made_up,
+    }
+    arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+async def run(arguments: argparse.Namespace) -> None:
     """The whole measurement."""
     subjects = [row["target"] for row in rows(arguments.rwku / "forget_target.jsonl")]
     subjects = subjects[arguments.first - 1 : arguments.last]
     detector = Detector(Encoder())
-    people, made_up = [], []
+    people: list[dict[str, Any]] = []
+    made_up: list[dict[str, Any]] = []
     async with Served(arguments.url, arguments.key, arguments.model) as served:
         await served.check()
         known = await known_answers(served, arguments.rwku, subjects)
@@ -156,16 +168,13 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
             own = [row for row in known if row["subject"] == name]
             people.append({**figures, "answers_known": await covered(dossier, own, detector)})
             print(json.dumps(people[-1], ensure_ascii=False), flush=True)
+            write(arguments, served.model, people, made_up)
         for name in MADE_UP[: arguments.made_up]:
             dossier, figures = await measured(served, name, twins)
             made_up.append({**figures, "passed": [row.text for row in dossier.rows if row.field == "forbid"]})
             print(json.dumps(made_up[-1], ensure_ascii=False), flush=True)
-        model = served.model
+            write(arguments, served.model, people, made_up)
     detector.close()
-    return {
-        "model": model, "subjects": [arguments.first, arguments.last], "limits": asdict(LIMITS), "depth": asdict(DEPTH),
-        "load_average": round(os.getloadavg()[1], 1), **summary(people, made_up), "people": people, "made_up": made_up,
-    }
 
 
 def main() -> None:
@@ -180,10 +189,7 @@ def main() -> None:
     parser.add_argument("--known-only", action="store_true", help="skip subjects of whom the model knows no answer")
     parser.add_argument("--made-up", type=int, default=len(MADE_UP), help="number of made-up names")
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    result = asyncio.run(run(arguments))
-    arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps({key: value for key, value in result.items() if key not in ("people", "made_up")}, indent=1))
+    asyncio.run(run(parser.parse_args()))
 
 
 if __name__ == "__main__":
