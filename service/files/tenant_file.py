@@ -32,6 +32,8 @@ FORBID_CHARACTERS = (4, 512)
 NAME_CHARACTERS = (2, 512)
 _FIELD_PART = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 # stop words in the form in which they are compared
+# stop words that people and works are called
+_CALLED = frozenset({"can", "don", "her", "may", "them", "us", "will"})
 _COMMON = frozenset(mask_form(word) for word in STOP_WORDS)
 
 
@@ -168,7 +170,7 @@ def _target_problems(target: Target, base: FieldPath) -> Iterator[tuple[FieldPat
     names = [((*base, "name"), target.name)]
     names += [((*base, "aliases", index), alias) for index, alias in enumerate(target.aliases)]
     for path, text in names:
-        message = _too_common(text) or _wrong_length(strong_form(text), NAME_CHARACTERS)
+        message = _too_common(text, name=True) or _wrong_length(strong_form(text), NAME_CHARACTERS)
         if message:
             yield path, message
     for index, text in enumerate(target.forbid or ()):
@@ -181,8 +183,11 @@ def _target_problems(target: Target, base: FieldPath) -> Iterator[tuple[FieldPat
                 yield (*base, key, index), "must hold at least one letter or digit"
 
 
-def _too_common(text: str) -> str | None:
+def _too_common(text: str, *, name: bool = False) -> str | None:
+    """What speaks against a string. A `name` may be a stop word where a capital letter tells them apart ("Will")."""
     words = mask_form(text).split()
+    if name and len(words) == 1 and words[0] in _CALLED and text.strip()[:1].isupper():
+        return None
     if not words:
         return "must hold letters or digits: this would match nothing or everything"
     if all(word in _COMMON or (len(word) == 1 and _is_letter(word)) for word in words):

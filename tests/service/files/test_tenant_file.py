@@ -259,3 +259,11 @@ def test_a_wrong_edit_is_told_with_line_and_field(lines: str, line: int, field: 
 def test_an_edit_may_name_targets_of_its_tenant() -> None:
     (tenant,) = parse_tenant_file(with_edit("          targets: {Hina Ameen: -0.5}\n")).tenants
     assert tenant.policy.edits[0].targets == {"Hina Ameen": -0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"), [("Will", True), ("May", True), ("will", False), ("I", False), ("The", False)]
+)
+def test_a_stop_word_may_be_a_name_where_a_capital_letter_says_so(name: str, accepted: bool) -> None:
+    file, problems = examine(f"version: 1\ntenants:\n  - name: acme\n    targets:\n      - name: {name}\n")
+    assert (file is not None) == accepted == (not problems)
