@@ -12,7 +12,9 @@ class Idle:
     @staticmethod
     def wait(seconds: float) -> None:
         """Print a line and sleep."""
-        print("running", flush=True)
+        # in one piece: its parent writes to the same pipe
+        sys.stdout.write("running\n")
+        sys.stdout.flush()
         time.sleep(seconds)
 
     @staticmethod
