@@ -100,7 +100,7 @@ async def test_the_start_makes_the_first_tenants_ready(server: Server) -> None:
 
 
 async def test_a_list_that_no_answer_is_compared_with_is_not_compiled(server: Server) -> None:
-    await asyncio.to_thread(server.publish, spec("wall", "Basalt Ballads", action="refuse"))
+    await asyncio.to_thread(server.publish, spec("wall", "Basalt Ballads", action="monitor"))
     await eventually(lambda: "wall" in server.watcher.current.tenants)
     ahead = await server.follower.start()
     assert {tenant.name for tenant in ahead} == {"acme", "bolt", "wall"}
