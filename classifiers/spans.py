@@ -37,7 +37,8 @@ class PromptDecoder:
     def __init__(self, tokenizer: Any) -> None:
         read = read_tokenizer(tokenizer)
         self._pieces = [piece or b"" for piece in read.pieces]
-        self._special = read.special_ids
+        self._special, self._end_ids = read.special_ids, read.eos_ids
+        self._tokenizer = tokenizer
         self._ids: dict[bytes, tuple[int, ...]] = {}
         for index, piece in enumerate(self._pieces):
             if piece and index not in self._special:
@@ -65,6 +66,15 @@ class PromptDecoder:
         special = _inside(offsets, template)
         flags = tuple(token in self._special or inside for token, inside in zip(ids, special, strict=True))
         return DecodedPrompt(ids, text, tuple(offsets), flags)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return self._end_ids
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a piece of text, as the tokenizer cuts it."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
         """Ids of the tokens that stand for exactly this text."""

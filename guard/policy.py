@@ -166,6 +166,11 @@ class AnswerPolicy(_Schema):
     sentences: Annotated[
         int, Field(ge=1, le=8, description="Sentences after which an answer of ignorance ends.")
     ] = 1
+    words: Annotated[
+        Literal["question", "any"],
+        Field(description="Of which words an answer of ignorance is made: those of the question and the commonest of "
+                          "the language, so that it cannot say more than it was asked, or any."),
+    ] = "question"
     on_topic: Annotated[
         float,
         Field(ge=0.0, le=10.0, description="What is added to the logits of the question's own words in an answer of "

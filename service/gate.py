@@ -30,7 +30,7 @@ from guard.salt import salt_plan
 from guard.service.door.errors import unavailable
 from guard.service.door.policy_refusal import policy_refusal
 from guard.service.gate_counts import GateCounts
-from guard.service.openings import answer_mode, bridges_for, openings_for, subject_bias
+from guard.service.openings import answer_mode, bridges_for, openings_for, steering
 from guard.service.output_check import flagged_check, output_check
 from guard.service.residency.compiled_lists import CompiledLists, needs_list
 from guard.service.residency.hold import Hold, Residency
@@ -146,14 +146,16 @@ class GatePipeline:
                 update["opening"] = OpenedAnswer(wordings=end.wordings, start=len(token_ids))
             plan = plan.model_copy(update=update)
             check = flagged_check(tenant, compiled, leave.exempt, leave.prompt, text, end)
-            bias = self._bias(tenant, plan, leave.prompt) if not text else {}
+            bias, allowed = ({}, ()) if text else self._steering(tenant, end, leave.prompt)
             signed = self._sign(tenant, plan, token_ids)
         self.metrics.requests.labels(str(tenant.index), "forget", "output").inc()
-        return Admission(signed.plan, signed.ticket, signed.salt, check, bias)
+        return Admission(signed.plan, signed.ticket, signed.salt, check, bias, allowed)
 
-    def _bias(self, tenant: Tenant, plan: Plan, prompt: DecodedPrompt) -> dict[int, float]:
-        """What steers an answer of ignorance."""
-        return subject_bias(tenant, prompt, self._decoder) if plan.opening is not None else {}
+    def _steering(
+        self, tenant: Tenant, end: IgnoranceEnd | None, prompt: DecodedPrompt
+    ) -> tuple[dict[int, float], tuple[int, ...]]:
+        """Biases and allowed tokens of an answer of ignorance; nothing for others."""
+        return steering(tenant, prompt, self._decoder, end) if end is not None else ({}, ())
 
     async def _admit(
         self, context: RequestContext, token_ids: Sequence[int], stack: AsyncExitStack
@@ -180,11 +182,11 @@ class GatePipeline:
         self.counts.running(context, decision.plan, stack)
         with self.metrics.stage("sign"):
             signed = self._sign(tenant, decision.plan, token_ids)
-        bias = self._bias(tenant, decision.plan, prompt)
+        bias, allowed = self._steering(tenant, end if decision.plan.opening is not None else None, prompt)
         if self._soft is not None and decision.plan.constraint is not None:
             targets = [hit.target for hit in verdict.hits]
             bias = await self._soft.penalties(tenant, targets, self._question(prompt)) | bias
-        admission = Admission(signed.plan, signed.ticket, signed.salt, check, bias)
+        admission = Admission(signed.plan, signed.ticket, signed.salt, check, bias, allowed)
         return GateLeave(self, context, hold, prompt, compiled, exempt, admission)
 
     def _decide(

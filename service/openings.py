@@ -8,6 +8,7 @@ from guard.classifiers.spans import PromptDecoder
 from guard.engine.admission import IgnoranceEnd, RequestContext
 from guard.plan import MAX_WORDINGS
 from guard.policy import AnswerMode, Tenant
+from guard.service.question_words import allowed_tokens
 from guard.service.residency.list_files import CompiledList
 from guard.verdict import DecodedPrompt
 
@@ -42,22 +43,25 @@ def bridges_for(question: str, compiled: CompiledList | None) -> IgnoranceEnd | 
     return _end(bridges(language_of(question, set(shipped_languages()))), compiled, 1, "")
 
 
-def subject_bias(tenant: Tenant, prompt: DecodedPrompt, decoder: PromptDecoder) -> dict[int, float]:
-    """What is added to the logits of an answer of ignorance, so that it keeps to what was asked.
+def steering(
+    tenant: Tenant, prompt: DecodedPrompt, decoder: PromptDecoder, end: IgnoranceEnd
+) -> tuple[dict[int, float], tuple[int, ...]]:
+    """What keeps an answer of ignorance to its question: biases, and the tokens that may be said (empty: all).
 
     The words of the last user turn are favoured, those that turn to the speaker ("my") are put off.
     """
-    strength = tenant.policy.answer.on_topic
-    if not strength:
-        return {}
-    start, end = decoder.last_turn(prompt)
-    language = language_of(prompt.text[start:end], set(shipped_languages()))
+    answer = tenant.policy.answer
+    start, stop = decoder.last_turn(prompt)
+    language = language_of(prompt.text[start:stop], set(shipped_languages()))
+    allowed = allowed_tokens(prompt, decoder, end, language) if answer.words == "question" else ()
+    if not answer.on_topic:
+        return {}, allowed
     favoured = [
         token for token, (first, last), special in zip(prompt.token_ids, prompt.offsets, prompt.special, strict=True)
-        if not special and start <= first and last <= end and any(map(str.isalpha, prompt.text[first:last]))
+        if not special and start <= first and last <= stop and any(map(str.isalpha, prompt.text[first:last]))
     ]
     avoided = [token for word in avoided_words(language) for token in decoder.tokens_of(" " + word)]
-    return dict.fromkeys(favoured[-MAX_FAVOURED:], strength) | dict.fromkeys(avoided, -AVOIDED)
+    return dict.fromkeys(favoured[-MAX_FAVOURED:], answer.on_topic) | dict.fromkeys(avoided, -AVOIDED), allowed
 
 
 def _end(

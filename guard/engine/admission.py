@@ -85,7 +85,8 @@ class OutputCheck:
 class Admission:
     """Leave to run one generation: the signed plan, its cache salt and the output check (None: nothing to check).
 
-    `bias` is added to the logits of these tokens, by vLLM itself: it steers and forbids nothing.
+    vLLM itself adds `bias` to the logits of these tokens, and says none but `allowed` (empty: all). Both steer: what
+    may not be said is in the plan.
     """
 
     plan: Plan
@@ -93,6 +94,7 @@ class Admission:
     salt: str
     check: OutputCheck | None = None
     bias: Mapping[int, float] = field(default_factory=dict)
+    allowed: tuple[int, ...] = ()
 
 
 class Leave(Protocol):

@@ -55,6 +55,8 @@ class Generation:
     def start(self, engine: Any, admission: Admission) -> AsyncGenerator[RequestOutput, None]:
         """Begin it in `engine`, an `EngineClient`."""
         own = self._admitted_params(admission)
+        if admission.allowed:
+            own.allowed_token_ids = list(admission.allowed)
         # vLLM refuses a bias where tokens are drafted
         if admission.bias and engine.vllm_config.speculative_config is None:
             own.logit_bias = {**(own.logit_bias or {}), **admission.bias}

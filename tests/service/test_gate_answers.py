@@ -122,6 +122,22 @@ async def test_a_follow_up_is_guarded_and_another_question_is_not(pipeline: Any,
     assert one.value("guard_requests_total", tenant="2", action=action, phase="input") == 1
 
 
+async def test_answers_of_ignorance_have_the_words_of_the_question_and_common_ones(pipeline: Any) -> None:
+    one = pipeline(FLAGGED)
+    admission = await one.admit(tenant(), QUESTION)
+    allowed = set(admission.allowed)
+    assert one.tokenizer.eos_token_id in allowed and len(allowed) <= 1024
+    wording = one.tokenizer(shipped_openings("en")[0])["input_ids"]
+    assert set(wording) <= allowed
+    asked = one.tokenizer("Where was Hina Ameen born?")["input_ids"]
+    assert set(asked) <= allowed
+    assert not set(one.tokenizer(" Karachi Pakistan novelist")["input_ids"]) <= allowed
+    assert (await one.admit(tenant(answer="natural"), QUESTION)).allowed == ()
+    assert (await one.admit(tenant(answer=AnswerPolicy(words="any")), QUESTION)).allowed == ()
+    many = await one.admit(tenant(), "Who is Hina Ameen? " + " ".join(f"word{n}" for n in range(3000)))
+    assert len(many.allowed) <= 1024
+
+
 async def test_answers_of_ignorance_keep_to_the_words_of_the_question(pipeline: Any) -> None:
     one = pipeline(FLAGGED)
     admission = await one.admit(tenant(), QUESTION)
