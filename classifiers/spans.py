@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,9 @@ class PromptDecoder:
         for index, piece in enumerate(self._pieces):
             if piece and index not in self._special:
                 self._ids[piece] = (*self._ids.get(piece, ()), index)
+        self._longest = max(map(len, self._ids), default=0)
+        # the same few wordings are asked for again and again
+        self._within = lru_cache(maxsize=2048)(self._parts)
         special_texts = [self._pieces[i].decode("utf-8", "replace") for i in self._special if i < len(self._pieces)]
         self._template = read_template(tokenizer, special_texts)
 
@@ -75,6 +79,19 @@ class PromptDecoder:
     def encode(self, text: str) -> tuple[int, ...]:
         """Tokens of a piece of text, as the tokenizer cuts it."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def tokens_within(self, text: str) -> frozenset[int]:
+        """Ids of the tokens that stand for a part of this text: all of which it can be written."""
+        return self._within(text)
+
+    def _parts(self, text: str) -> frozenset[int]:
+        data = text.encode()
+        return frozenset(
+            token
+            for start in range(len(data))
+            for end in range(start + 1, min(len(data), start + self._longest) + 1)
+            for token in self._ids.get(data[start:end], ())
+        )
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
         """Ids of the tokens that stand for exactly this text."""

@@ -32,7 +32,8 @@ def allowed_tokens(prompt: DecodedPrompt, decoder: PromptDecoder, end: Ignorance
     ][-MAX_QUESTION:]
     # in order of worth: what comes beyond the limit is left out
     worth = dict.fromkeys(decoder.end_ids)
-    worth |= dict.fromkeys(token for wording in end.wordings for token in decoder.encode(wording))
+    # in every way that they can be written: the opening lets the model choose, and must not end in the middle
+    worth |= dict.fromkeys(token for wording in end.wordings for token in decoder.tokens_within(f" {wording}"))
     worth |= dict.fromkeys(token for mark in _MARKS for token in decoder.tokens_of(mark))
     worth |= dict.fromkeys(decoder.encode(f" {end.rest}") if end.rest else ())
     worth |= dict.fromkeys(asked)
