@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from guard.classifiers.chat_template import Role, read_template
+from guard.classifiers.opening_table import TokenPieces
 from guard.classifiers.token_bytes import read_tokenizer
 from guard.verdict import DecodedPrompt, Span
 
@@ -40,11 +41,7 @@ class PromptDecoder:
         self._pieces = [piece or b"" for piece in read.pieces]
         self._special, self._end_ids = read.special_ids, read.eos_ids
         self._tokenizer = tokenizer
-        self._ids: dict[bytes, tuple[int, ...]] = {}
-        for index, piece in enumerate(self._pieces):
-            if piece and index not in self._special:
-                self._ids[piece] = (*self._ids.get(piece, ()), index)
-        self._longest = max(map(len, self._ids), default=0)
+        self._token_pieces = TokenPieces(read.texts)
         # the same few wordings are asked for again and again
         self._within = lru_cache(maxsize=2048)(self._parts)
         special_texts = [self._pieces[i].decode("utf-8", "replace") for i in self._special if i < len(self._pieces)]
@@ -89,13 +86,13 @@ class PromptDecoder:
         return frozenset(
             token
             for start in range(len(data))
-            for end in range(start + 1, min(len(data), start + self._longest) + 1)
-            for token in self._ids.get(data[start:end], ())
+            for end in range(start + 1, min(len(data), start + self._token_pieces.longest) + 1)
+            for token in self._token_pieces.of(data[start:end])
         )
 
-    def tokens_of(self, text: str) -> tuple[int, ...]:
+    def tokens_of(self, text: str) -> Sequence[int]:
         """Ids of the tokens that stand for exactly this text."""
-        return self._ids.get(text.encode(), ())
+        return self._token_pieces.of(text.encode())
 
     def token_ranges(self, prompt: DecodedPrompt, char_spans: Iterable[Span]) -> tuple[Span, ...]:
         """Half-open token ranges that overlap `char_spans`, special tokens left out, sorted and joined."""
@@ -112,6 +109,12 @@ class PromptDecoder:
     def ordinary_ranges(self, prompt: DecodedPrompt) -> tuple[Span, ...]:
         """Half-open token ranges of everything that is neither special nor part of the chat template."""
         return _runs(~np.asarray(prompt.special, dtype=bool))
+
+    def asked_positions(self, prompt: DecodedPrompt) -> list[int]:
+        """Positions of the ordinary tokens of the last user turn."""
+        start, end = self.last_turn(prompt)
+        places = enumerate(zip(prompt.offsets, prompt.special, strict=True))
+        return [place for place, ((first, last), special) in places if not special and start <= first and last <= end]
 
     def last_turn(self, prompt: DecodedPrompt) -> Span:
         """Character span of the last user turn; the whole text where no turn can be told apart."""

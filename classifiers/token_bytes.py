@@ -37,6 +37,11 @@ class TokenBytes:
     special_ids: frozenset[int]
     eos_ids: tuple[int, ...]
 
+    @property
+    def texts(self) -> list[bytes | None]:
+        """`pieces` of the tokens that are text: None for special tokens, too."""
+        return [None if index in self.special_ids else piece for index, piece in enumerate(self.pieces)]
+
 
 def read_tokenizer(tokenizer: Any) -> TokenBytes:
     """Read a Hugging Face fast tokenizer: byte-level BPE, SentencePiece style, word pieces.

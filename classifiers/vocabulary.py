@@ -68,8 +68,7 @@ class Vocabulary:
     def from_tokenizer(cls, tokenizer: Any) -> Vocabulary:
         """Read a Hugging Face fast tokenizer. Special tokens have no text here."""
         read = read_tokenizer(tokenizer)
-        tokens = [None if index in read.special_ids else piece for index, piece in enumerate(read.pieces)]
-        return cls(tokens, read.special_ids, read.eos_ids)
+        return cls(read.texts, read.special_ids, read.eos_ids)
 
     def rest(self, token_id: int) -> list[int]:
         """Code points of the mask form after the head."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from guard.sentences import SentenceSplitter
+from guard.sentences import CLOSERS, ENDS, WIDE_ENDS, SentenceSplitter
 
 # an answer that finds no end is cut off here, at the end of a word
 MAX_CHARACTERS = 240
@@ -18,7 +18,6 @@ _CLAUSE_ENDS = ",;:—–"
 # a hyphen between spaces is a dash
 _DASH = " -"
 _WIDE_CLAUSE_ENDS = "，；：、"
-_SENTENCE_ENDS = ".?!…。？！｡।"
 # a run of so many words that comes twice ends an answer before the second time
 _REPEATED = 3
 # letters of a small word ("of", "the"), and words that wait because they may be cut off with a repetition
@@ -121,14 +120,14 @@ class AnswerEnd:
 
     def _bare_wording(self, text: str) -> str:
         """`text` without what stands after its wording, if that is no word; else nothing."""
-        stem = text.rstrip(_SENTENCE_ENDS + _CLAUSE_ENDS + _LOOSE + "\n")
+        stem = text.rstrip(ENDS + WIDE_ENDS + _CLAUSE_ENDS + _LOOSE + "\n")
         return stem if stem.lstrip() in self._wordings else ""
 
     def _closed(self, text: str) -> str:
         bare = text.rstrip()
         if self._rest and (wording := self._bare_wording(text)):
             bare = wording + ("" if self._rest[0] >= _WIDE_SCRIPT else " ") + self._rest
-        if bare.rstrip("\"'”’)]»*_`」』）")[-1:] in tuple(_SENTENCE_ENDS) or not bare:
+        if not bare or bare.rstrip(CLOSERS)[-1:] in tuple(ENDS + WIDE_ENDS):
             return bare
         bare = bare.rstrip(_CLAUSE_ENDS + _WIDE_CLAUSE_ENDS + " ")
         if len(bare) < self._said:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 # a text without any end of sentence is cut here: it must not be held back for ever, and the encoder reads no further
 MAX_CHARACTERS = 600
-_ENDS = ".?!…"
+ENDS = ".?!…"
 # scripts that write no space after a sentence
-_WIDE_ENDS = "。？！｡।"
-_CLOSERS = "\"'”’)]»*_`」』）"
+WIDE_ENDS = "。？！｡।"
+CLOSERS = "\"'”’)]»*_`」』）"
 _ABBREVIATIONS = frozenset({"dr", "mr", "mrs", "ms", "prof", "st", "jr", "sr", "vs", "e.g", "i.e"})
 
 
@@ -64,13 +64,13 @@ def unfinished(text: str) -> str:
 
 def _ended(sentence: str, following: str) -> bool:
     """Whether `sentence` is complete now that `following` comes after it."""
-    bare = sentence.rstrip(_CLOSERS)
+    bare = sentence.rstrip(CLOSERS)
     if not bare:
         return False
-    if bare[-1] in _WIDE_ENDS:
-        return following not in _CLOSERS + _WIDE_ENDS
-    if bare[-1] not in _ENDS or not following.isspace():
+    if bare[-1] in WIDE_ENDS:
+        return following not in CLOSERS + WIDE_ENDS
+    if bare[-1] not in ENDS or not following.isspace():
         return False
-    word = bare.rstrip(_ENDS).rsplit(None, 1)[-1:] if bare[-1] == "." else []
+    word = bare.rstrip(ENDS).rsplit(None, 1)[-1:] if bare[-1] == "." else []
     # an initial or a title does not end a sentence
     return not (word and (word[0].lower() in _ABBREVIATIONS or (len(word[0]) == 1 and word[0].isupper())))

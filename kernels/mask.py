@@ -58,6 +58,16 @@ def rescue_empty(logits: torch.Tensor, rows: list[int], end_ids: torch.Tensor) -
     return rescued
 
 
+def check_rows(
+    logits: torch.Tensor, row_mapping: torch.Tensor, local_pos: torch.Tensor, input_ids: torch.Tensor
+) -> None:
+    """Raise ValueError unless `logits` are float32 [rows, width] with dense rows, and the others have as many rows."""
+    if logits.dtype != torch.float32 or logits.dim() != 2 or logits.stride(1) != 1:
+        raise ValueError(f"logits must be float32 [rows, width] with dense rows, not {logits.dtype} {logits.shape}")
+    if not logits.shape[0] == row_mapping.shape[0] == local_pos.shape[0] == input_ids.shape[0]:
+        raise ValueError("logits, row_mapping, local_pos and input_ids differ in their number of rows")
+
+
 class DeviceBank:
     """Automata in slots on the device, and the requests that are masked by them.
 
@@ -142,10 +152,7 @@ class DeviceBank:
         `idx_mapping` [requests] and `row_mapping` [rows] give slots, `local_pos` [rows] the draft number of a
         row, `input_ids` [rows] its input token; `all_tokens` [R, length], `prompt_len`, `total_len` [R] the history.
         """
-        if logits.dtype != torch.float32 or logits.dim() != 2 or logits.stride(1) != 1:
-            raise ValueError(f"logits must be float32 [rows, width] with dense rows, not {logits.dtype} {logits.shape}")
-        if not logits.shape[0] == row_mapping.shape[0] == local_pos.shape[0] == input_ids.shape[0]:
-            raise ValueError("logits, row_mapping, local_pos and input_ids differ in their number of rows")
+        check_rows(logits, row_mapping, local_pos, input_ids)
         if logits.shape[0] == 0:
             return
         try:

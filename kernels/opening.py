@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
+from guard.kernels.mask import NEGATIVE_INFINITY, check_rows
+
 FREE = -1
-NEGATIVE_INFINITY = float("-inf")
 # most tokens that may follow one node: the kernel holds their logits in one block
 MAX_CHOICES = 1024
 # tables that stay on the device beyond those in use
@@ -92,10 +93,7 @@ class OpeningBank:
         `row_mapping` [rows] gives request slots, `local_pos` [rows] the draft number of a row, `input_ids` [rows] its
         input token; `all_tokens` [R, length] and `total_len` [R] are the history.
         """
-        if logits.dtype != torch.float32 or logits.dim() != 2 or logits.stride(1) != 1:
-            raise ValueError(f"logits must be float32 [rows, width] with dense rows, not {logits.dtype} {logits.shape}")
-        if not logits.shape[0] == row_mapping.shape[0] == local_pos.shape[0] == input_ids.shape[0]:
-            raise ValueError("logits, row_mapping, local_pos and input_ids differ in their number of rows")
+        check_rows(logits, row_mapping, local_pos, input_ids)
         if logits.shape[0] == 0:
             return
         try:

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from guard.kernels.opening import MAX_CHOICES
+
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _next_node(offset, token_of, following, node, token, CHOICES: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -78,5 +80,5 @@ def launch(
     rows, width = logits.shape
     opening_kernel[(rows,)](
         logits, logits.stride(0), width, requests, pointers, end_ids, end_ids.shape[0], row_mapping, local_pos,
-        input_ids, all_tokens, all_tokens.stride(0), total_len, CHOICES=1024, BLOCK=4096, num_warps=4,
+        input_ids, all_tokens, all_tokens.stride(0), total_len, CHOICES=MAX_CHOICES, BLOCK=4096, num_warps=4,
     )

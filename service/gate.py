@@ -182,7 +182,7 @@ class GatePipeline:
         self.counts.running(context, decision.plan, stack)
         with self.metrics.stage("sign"):
             signed = self._sign(tenant, decision.plan, token_ids)
-        bias, allowed = self._steering(tenant, end if decision.plan.opening is not None else None, prompt)
+        bias, allowed = self._steering(tenant, end, prompt)
         if self._soft is not None and decision.plan.constraint is not None:
             targets = [hit.target for hit in verdict.hits]
             bias = await self._soft.penalties(tenant, targets, self._question(prompt)) | bias
@@ -196,11 +196,12 @@ class GatePipeline:
         mode, end = answer_mode(context), None
         if verdict.flagged and mode == "ignorance":
             end = openings_for(context.tenant, self._question(prompt), compiled)
-        return decide(
+        decision = decide(
             context.tenant, verdict, prompt, self._decoder, fitted=self._fitted, mode=mode,
             wordings=end.wordings if end is not None else (),
             constraint_digest=compiled.digest if compiled is not None else None, exempt=exempt,
-        ), end
+        )
+        return decision, end if decision.plan.opening is not None else None
 
     def _written(self, prompt: DecodedPrompt) -> str:
         """What the user and the operator wrote: an earlier answer does not allow its strings again."""

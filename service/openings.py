@@ -57,8 +57,8 @@ def steering(
     if not answer.on_topic:
         return {}, allowed
     favoured = [
-        token for token, (first, last), special in zip(prompt.token_ids, prompt.offsets, prompt.special, strict=True)
-        if not special and start <= first and last <= stop and any(map(str.isalpha, prompt.text[first:last]))
+        prompt.token_ids[place] for place in decoder.asked_positions(prompt)
+        if any(map(str.isalpha, prompt.text[slice(*prompt.offsets[place])]))
     ]
     avoided = [token for word in avoided_words(language) for token in decoder.tokens_of(" " + word)]
     return dict.fromkeys(favoured[-MAX_FAVOURED:], answer.on_topic) | dict.fromkeys(avoided, -AVOIDED), allowed

@@ -33,7 +33,6 @@ def output_check(
     are indices into the list's patterns. None: there is nothing to compare with, and no end to look for.
     """
     policy = tenant.policy.output
-    end = end if decision.plan.opening is not None else None
     if not policy.enabled or decision.action == "monitor":
         return OutputCheck(OutputMatcher(_NO_PATTERNS), 0, end=end) if end is not None else None
     targets: tuple[int, ...] = ()

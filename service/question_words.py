@@ -26,17 +26,13 @@ _WORD = re.compile(r"[^\W_]+")
 def allowed_tokens(prompt: DecodedPrompt, decoder: PromptDecoder, end: IgnoranceEnd, language: str) -> tuple[int, ...]:
     """Sorted ids of the tokens of which an answer of ignorance to the last user turn of `prompt` may consist."""
     start, stop = decoder.last_turn(prompt)
-    asked = [
-        token for token, (first, last), special in zip(prompt.token_ids, prompt.offsets, prompt.special, strict=True)
-        if not special and start <= first and last <= stop
-    ][-MAX_QUESTION:]
     # in order of worth: what comes beyond the limit is left out
     worth = dict.fromkeys(decoder.end_ids)
     # in every way that they can be written: the opening lets the model choose, and must not end in the middle
     worth |= dict.fromkeys(token for wording in end.wordings for token in decoder.tokens_within(f" {wording}"))
     worth |= dict.fromkeys(token for mark in _MARKS for token in decoder.tokens_of(mark))
     worth |= dict.fromkeys(decoder.encode(f" {end.rest}") if end.rest else ())
-    worth |= dict.fromkeys(asked)
+    worth |= dict.fromkeys(prompt.token_ids[place] for place in decoder.asked_positions(prompt)[-MAX_QUESTION:])
     worth |= dict.fromkeys(_spelled(prompt.text[start:stop], decoder))
     worth |= dict.fromkeys(token for word in _common_words(language) for token in decoder.tokens_of(f" {word}"))
     return tuple(sorted(list(worth)[:MAX_ALLOWED]))

@@ -65,11 +65,10 @@ class Row:
             self.state, self.position = START, 0
         self.position = max(self.position, min(self.rule.start, total))
         while self.position < total:
-            offset = self.position - len(self.prompt)
-            token = self.outputs[offset] if offset >= 0 else self.prompt[self.position]
+            token = self._token(self.position)
             if token < 0:
                 return False
-            skip = offset >= 0 and self.rule.skip_special
+            skip = self.position >= len(self.prompt) and self.rule.skip_special
             self.state = automaton.advance(self.state, token, vocabulary, skip_special=skip)
             self.position += 1
         return True
@@ -81,13 +80,16 @@ class Row:
             self.node, self.opened = ROOT, 0
         self.opened = max(self.opened, min(self.rule.opening_start, total))
         while self.node != FREE and self.opened < total:
-            offset = self.opened - len(self.prompt)
-            token = self.outputs[offset] if offset >= 0 else self.prompt[self.opened]
+            token = self._token(self.opened)
             if token < 0:
                 return False
             self.node = opening.step(self.node, token)
             self.opened += 1
         return True
+
+    def _token(self, position: int) -> int:
+        offset = position - len(self.prompt)
+        return self.outputs[offset] if offset >= 0 else self.prompt[position]
 
 
 class Masks:

@@ -16,8 +16,7 @@ class CompiledOpenings:
 
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer` is a Hugging Face fast tokenizer."""
-        read = read_tokenizer(tokenizer)
-        texts = [None if index in read.special_ids else piece for index, piece in enumerate(read.pieces)]
+        texts = read_tokenizer(tokenizer).texts
         self._pieces = TokenPieces(texts)
         first = tokenizer.encode("I", add_special_tokens=False)[:1]
         self._spaced = bool(first) and (texts[first[0]] or b"").startswith(b" ")
